@@ -1,0 +1,110 @@
+"""Conditionally parameterised convolutions for PyTorch: every example gets its own kernel, W(x) = Σᵢ αᵢ(x) Wᵢ.
+
+Importing this package loads torch and nothing else; what needs timm is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from condconv.errors import (
+    ArgumentError,
+    CheckpointError,
+    CondConvError,
+    ConversionError,
+    DataError,
+    NonFiniteError,
+    RoutingError,
+    ShapeError,
+    StrategyError,
+    UnknownNameError,
+)
+from condconv.execution import use_strategy
+from condconv.layers import last_strategy
+from condconv.observation import detect_nonfinite, override_routing, record_routing
+from condconv.routers import (
+    PooledLinear,
+    SigmoidGate,
+    SoftmaxGate,
+    SqueezeExcite,
+    TemperatureSchedule,
+    TopKGate,
+)
+from condconv.variants import (
+    CondConv1d,
+    CondConv2d,
+    CondConv3d,
+    CondConvTranspose2d,
+    CondLinear,
+    DynamicConv1d,
+    DynamicConv2d,
+    DynamicConv3d,
+    DynamicConvTranspose2d,
+    DynamicLinear,
+)
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    name: "condconv.models"
+    for name in ("create_model", "from_pretrained", "list_models", "save_pretrained", "static_twin")
+}
+
+__all__ = [
+    "ArgumentError",
+    "CheckpointError",
+    "CondConv1d",
+    "CondConv2d",
+    "CondConv3d",
+    "CondConvError",
+    "CondConvTranspose2d",
+    "CondLinear",
+    "ConversionError",
+    "DataError",
+    "DynamicConv1d",
+    "DynamicConv2d",
+    "DynamicConv3d",
+    "DynamicConvTranspose2d",
+    "DynamicLinear",
+    "NonFiniteError",
+    "PooledLinear",
+    "RoutingError",
+    "ShapeError",
+    "SigmoidGate",
+    "SoftmaxGate",
+    "SqueezeExcite",
+    "StrategyError",
+    "TemperatureSchedule",
+    "TopKGate",
+    "UnknownNameError",
+    "collapse",
+    "convert",
+    "count",
+    "create_model",
+    "detect_nonfinite",
+    "from_pretrained",
+    "last_strategy",
+    "list_models",
+    "override_routing",
+    "plan",
+    "record_routing",
+    "revert",
+    "save_pretrained",
+    "static_twin",
+    "use_strategy",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    if name in ("collapse", "convert", "plan", "revert"):
+        return getattr(importlib.import_module("condconv.conversion"), name)
+    if name == "count":
+        return importlib.import_module("condconv.counting").count
+    raise AttributeError(f"module 'condconv' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,66 @@
+"""The dense bank: n whole kernels, mixed by n scalars for each example: W(x) = Σᵢ αᵢ(x) Wᵢ, b(x) = Σᵢ αᵢ(x) bᵢ.
+
+(CondConv, equation 1; Dynamic Convolution, equations 2 and 3: the bias is mixed with the same coefficients.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from condconv.lowered import Mixture
+
+
+class DenseBank(nn.Module):
+    """n experts, each with the shape of the kernel that it replaces.
+
+    Args:
+        num_experts: n ≥ 1.
+        kernel_shape: (O, I/g, *k), or (I, O/g, *k) for a transposed convolution.
+        bias_channels: O for experts with a bias, None for experts without.
+        device: where the parameters are made.
+        dtype: of the parameters.
+    """
+
+    def __init__(
+        self,
+        num_experts: int,
+        kernel_shape: Sequence[int],
+        bias_channels: int | None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty((num_experts, *kernel_shape), device=device, dtype=dtype))
+        self.bias: nn.Parameter | None
+        if bias_channels is None:
+            self.register_parameter("bias", None)
+        else:
+            self.bias = nn.Parameter(torch.empty((num_experts, bias_channels), device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise each expert by itself, as torch.nn does a kernel of that shape.
+
+        On the stacked tensor the fan-in would be √C_out too large and every kernel that much too small.
+        """
+        for i, expert in enumerate(self.weight):
+            nn.init.kaiming_uniform_(expert, a=math.sqrt(5))
+            if self.bias is not None:
+                fan_in = math.prod(expert.shape[1:])
+                bound = 1 / math.sqrt(fan_in) if fan_in > 0 else 0
+                nn.init.uniform_(self.bias[i], -bound, bound)
+
+    def forward(self, coefficients: Tensor) -> Mixture:
+        """Return the lowered form for coefficients (B, n)."""
+        return Mixture(coefficients, self.weight, self.bias)
+
+    @torch.no_grad()
+    def collapse(self, coefficients: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the one kernel and bias that fixed coefficients (n,) mix."""
+        mixture = self(coefficients.unsqueeze(0))
+        bias = mixture.bias
+        return mixture.mix()[0], None if bias is None else bias[0]

@@ -1,0 +1,25 @@
+"""Execution strategies: how to convolve each example with its own kernel. They know no router, no bank, no paper."""
+
+from condconv.execution.planner import (
+    AUTO,
+    Strategy,
+    check_strategy,
+    choose,
+    execute,
+    executed_macs,
+    strategies,
+    use_strategy,
+    watch_execution,
+)
+
+__all__ = [
+    "AUTO",
+    "Strategy",
+    "check_strategy",
+    "choose",
+    "execute",
+    "executed_macs",
+    "strategies",
+    "use_strategy",
+    "watch_execution",
+]

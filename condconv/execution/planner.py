@@ -1,0 +1,150 @@
+"""Which strategy runs: the one pinned by `use_strategy` or by the layer, else the one that the planner chooses."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from condconv.errors import StrategyError
+from condconv.execution.batched_gemm import BatchedGemm
+from condconv.execution.grouped import Grouped
+from condconv.execution.mixture_of_experts import MixtureOfExperts
+from condconv.execution.reference import Reference
+from condconv.geometry import ConvGeometry
+from condconv.lowered import Kernels, Lowered, Mixture
+from condconv.registry import Registry
+
+AUTO = "auto"
+
+
+class Strategy(Protocol):
+    """How to convolve each example with its own kernel."""
+
+    name: str
+
+    def supports(self, lowered: Lowered, geometry: ConvGeometry) -> str | None:
+        """Return why this strategy cannot serve, or None if it can."""
+
+    def macs(self, lowered: Any, geometry: ConvGeometry, input_size: Sequence[int], /) -> tuple[int, int]:
+        """Return the multiply-adds it executes for (mixing, convolving) x (B, I, *input_size), bias left out."""
+
+    def __call__(self, x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> Tensor:
+        """Return y (B, O, *space) of x (B, I, *space), bias left out."""
+
+
+strategies: Registry[Strategy] = Registry("strategy")
+for _strategy in (Reference(), Grouped(), BatchedGemm(), MixtureOfExperts()):
+    strategies.register(_strategy.name, _strategy)
+
+_local = threading.local()
+
+
+@contextlib.contextmanager
+def use_strategy(name: str) -> Iterator[None]:
+    """Pin the execution strategy of every conditional layer that this thread runs inside the block.
+
+    It outranks the layers' own `strategy`; "auto" hands the choice back to the planner.
+
+    Raises:
+        UnknownNameError: no such strategy.
+    """
+    before = getattr(_local, "pinned", None)
+    _local.pinned = check_strategy(name)
+    try:
+        yield
+    finally:
+        _local.pinned = before
+
+
+Watcher = Callable[[str, Tensor, Lowered, ConvGeometry], None]
+"""Called with (strategy, x, lowered, geometry) before a strategy runs."""
+
+
+@contextlib.contextmanager
+def watch_execution(watcher: Watcher) -> Iterator[None]:
+    """Show every execution of this thread inside the block to `watcher`."""
+    before = getattr(_local, "watcher", None)
+    _local.watcher = watcher
+    try:
+        yield
+    finally:
+        _local.watcher = before
+
+
+def executed_macs(
+    strategy: str, input_shape: Sequence[int], lowered: Lowered, geometry: ConvGeometry
+) -> tuple[int, int]:
+    """Return the multiply-adds (mixing, convolution) that `execute` runs for x of shape (B, I, *space), in closed form.
+
+    A native operator's strategy declares its own; the counted number of `condconv.counting` must equal it.
+    """
+    mixing, convolution = strategies[strategy].macs(lowered, geometry, input_shape[2:])
+    if isinstance(lowered, Mixture) and lowered.expert_bias is not None:
+        mixing += lowered.coefficients.shape[0] * lowered.expert_bias.numel()
+    return mixing, convolution
+
+
+def check_strategy(name: str) -> str:
+    """Return `name` if it is "auto" or a registered strategy.
+
+    Raises:
+        UnknownNameError: it is neither.
+    """
+    if name != AUTO:
+        strategies[name]
+    return name
+
+
+def choose(x: Tensor, lowered: Lowered, geometry: ConvGeometry, strategy: str, where: str) -> str:
+    """Return the name of the strategy that will run: the pinned one, or the planner's choice for "auto".
+
+    Raises:
+        StrategyError: the pinned strategy cannot serve this lowered form.
+    """
+    pinned = getattr(_local, "pinned", None) or strategy
+    if pinned == AUTO:
+        return _plan(x, lowered, geometry)
+    reason = strategies[pinned].supports(lowered, geometry)
+    if reason is not None:
+        raise StrategyError(f"{where}: strategy={pinned!r} cannot serve it: {reason}; use strategy='auto'")
+    return pinned
+
+
+def _plan(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> str:
+    """The fastest strategy as far as `performance` measurements on a small CPU tell, by shape."""
+    if torch.compiler.is_exporting():
+        return "batched_gemm"  # The only one whose shapes may all be dynamic in the batch.
+    if isinstance(lowered, Mixture) and lowered.experts.shape[0] == 1:
+        return "mixture_of_experts"  # One expert: a static convolution and a scale.
+    shape = lowered.kernel_shape
+    if geometry.is_pointwise(shape):
+        return "batched_gemm"
+    positions = math.prod(geometry.output_size(x.shape[2:], shape[2:]))
+    dense = geometry.groups == 1 and not geometry.transposed
+    return "batched_gemm" if dense and x.shape[0] > 1 and positions <= 196 else "grouped"
+
+
+def execute(x: Tensor, lowered: Lowered, geometry: ConvGeometry, strategy: str) -> Tensor:
+    """Convolve x (B, I, *space) with each example's own kernel, and add its bias; → (B, O, *space)."""
+    if not torch.compiler.is_compiling() and (watcher := getattr(_local, "watcher", None)) is not None:
+        watcher(strategy, x, lowered, geometry)
+    if not torch.compiler.is_exporting() and x.shape[0] == 0:
+        y = _empty_output(x, lowered, geometry)
+    else:
+        y = strategies[strategy](x, lowered, geometry)
+    bias = lowered.bias
+    return y if bias is None else y + bias.to(y.dtype).reshape(*bias.shape, *[1] * geometry.rank)
+
+
+def _empty_output(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> Tensor:
+    """The output for a batch of no examples, attached to the graph so that gradients are zero, not missing."""
+    shape = lowered.kernel_shape
+    out = x.new_zeros((0, geometry.out_channels(shape), *geometry.output_size(x.shape[2:], shape[2:])))
+    kernels = lowered.weight if isinstance(lowered, Kernels) else lowered.mix()
+    return out + kernels.sum().to(out.dtype) + x.sum()

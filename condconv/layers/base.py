@@ -1,0 +1,184 @@
+"""What every conditional layer is made of: router + bank + geometry + strategy.
+
+Shapes: B batch, n experts, O/I output/input channels, g groups, *k kernel, *space positions.
+
+    coefficients = router(x)                       (B, n)
+    W(x) = Σᵢ coefficientsᵢ Wᵢ                     (B, O, I/g, *k)
+    y[b] = W(x)[b] * x[b] + b(x)[b]                (B, O, *space)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from condconv.banks import DenseBank
+from condconv.errors import RoutingError, ShapeError, argument_error
+from condconv.execution import AUTO, check_strategy, choose, execute
+from condconv.geometry import ConvGeometry
+from condconv.lowered import Mixture
+from condconv.observation import observe
+from condconv.routers import Router, RoutingScope
+
+RouterFactory = Callable[[int, int], Router]
+"""(in_channels, num_experts) → router."""
+
+RouterChoice = RouterFactory | Literal[False] | None
+"""A factory, None for the variant's default router, or False for no router of its own."""
+
+Self = TypeVar("Self", bound="ConditionalLayer")
+
+
+class ConditionalLayer(nn.Module):
+    """What all conditional layers share: routing, checks, and the road from coefficients to output.
+
+    `coefficients` come from, in this order: the caller, the routing scope that the layer belongs to, its own router.
+    """
+
+    static_type: ClassVar[type[nn.Module]]
+    default_num_experts: ClassVar[int]
+    default_router: ClassVar[RouterFactory]
+
+    bank: DenseBank
+    router: Router | None
+    scope: RoutingScope | None
+    geometry: ConvGeometry
+    in_channels: int
+    out_channels: int
+
+    def _set_up(
+        self,
+        num_experts: int | None,
+        router: RouterChoice,
+        strategy: str,
+        kernel_shape: tuple[int, ...],
+        bias: bool,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        """Make bank and router; the geometry is known by now."""
+        n = self.default_num_experts if num_experts is None else num_experts
+        if not isinstance(n, int) or n < 1:
+            raise argument_error(self._where(), "num_experts", n, "must be at least 1", "pass a positive integer")
+        self.num_experts = n
+        self.strategy = check_strategy(strategy)
+        self.path = ""
+        self.scope = None
+        self._last_strategy: str | None = None
+        self.bank = DenseBank(n, kernel_shape, self.out_channels if bias else None, device, dtype)
+        if router is False:
+            self.router = None
+        else:
+            made = (router or self.default_router)(self.in_channels, n)
+            if made.num_experts != n:
+                rule = f"makes {made.num_experts} coefficients, not the layer's {n}"
+                raise argument_error(self._where(), "router", type(made).__name__, rule, "use what it is given")
+            self.router = made.to(device=device, dtype=dtype)
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The experts, (n, *shape of the static layer's weight)."""
+        return self.bank.weight
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """The experts' biases, (n, O), or None."""
+        return self.bank.bias
+
+    def _where(self) -> str:
+        return f"{self.path} ({type(self).__name__})" if getattr(self, "path", "") else type(self).__name__
+
+    def _route(self, x: Tensor, coefficients: Tensor | None, batch: int | None) -> Tensor:
+        """Return the coefficients (B, n) for x (B, C, *space); `batch` is B, or None while FX traces."""
+        if coefficients is None:
+            if self.scope is not None:
+                coefficients = self.scope.borrow(self._where())
+            elif self.router is not None:
+                coefficients = self.router(x)
+            else:
+                raise RoutingError(
+                    f"{self._where()}: has no router; pass coefficients= of shape (B, {self.num_experts}), or build it "
+                    "with a router"
+                )
+        if batch is None:
+            return coefficients
+        if tuple(coefficients.shape) != (batch, self.num_experts):
+            raise ShapeError(
+                f"{self._where()}: coefficients of shape {tuple(coefficients.shape)} for an input of {batch} examples; "
+                f"they must have shape (B, n) = ({batch}, {self.num_experts})"
+                + ("; a block that regroups its batch needs share=None" if self.scope is not None else "")
+            )
+        return observe(self, coefficients)
+
+    def _convolve(self, x: Tensor, mixture: Mixture, geometry: ConvGeometry) -> Tensor:
+        """X (B, I, *space), already padded → y (B, O, *space); remembers which strategy ran."""
+        if isinstance(x, torch.fx.Proxy):
+            return _planned(x, *mixture, geometry, self.strategy, self._where())
+        strategy = choose(x, mixture, geometry, self.strategy, self._where())
+        if not torch.compiler.is_compiling():
+            self._last_strategy = strategy
+        return execute(x, mixture, geometry, strategy)
+
+    @classmethod
+    def from_static(
+        cls: type[Self],
+        layer: nn.Module,
+        num_experts: int | None = None,
+        *,
+        router: RouterChoice = None,
+        strategy: str = AUTO,
+    ) -> Self:
+        """Return a freshly initialised conditional layer with the arguments, device, dtype and mode of a static one."""
+        raise NotImplementedError
+
+    def to_static(self, coefficients: Tensor) -> nn.Module:
+        """Return the static layer that fixed coefficients (n,) amount to."""
+        if tuple(coefficients.shape) != (self.num_experts,):
+            rule = f"must have shape ({self.num_experts},)"
+            raise argument_error(self._where(), "coefficients", tuple(coefficients.shape), rule, "pass one each")
+        static = self._empty_static()
+        weight, bias = self.bank.collapse(coefficients.to(self.weight.device))
+        with torch.no_grad():
+            static.weight.copy_(weight)
+            if bias is not None:
+                static.bias.copy_(bias)
+        return static.train(self.training)
+
+    def _empty_static(self) -> Any:
+        """A static layer with this layer's arguments."""
+        raise NotImplementedError
+
+
+def check_static_type(cls: type[ConditionalLayer], layer: nn.Module) -> None:
+    """Refuse to make a `cls` out of anything but the static layer that it replaces."""
+    if not isinstance(layer, cls.static_type):
+        rule = f"is not a torch.nn.{cls.static_type.__name__}"
+        raise argument_error(f"{cls.__name__}.from_static", "layer", type(layer).__name__, rule, "pass one")
+
+
+def last_strategy(layer: ConditionalLayer) -> str | None:
+    """Return the name of the strategy that the layer's last forward used, or None before the first.
+
+    Compiled and exported code leaves no trace: what the planner chose while it was traced is part of the graph.
+    """
+    return layer._last_strategy
+
+
+def _planned(
+    x: Tensor,
+    coefficients: Tensor,
+    experts: Tensor,
+    expert_bias: Tensor | None,
+    geometry: ConvGeometry,
+    strategy: str,
+    where: str,
+) -> Tensor:
+    """What FX records of a layer: one call, which chooses its strategy when the graph runs."""
+    mixture = Mixture(coefficients, experts, expert_bias)
+    return execute(x, mixture, geometry, choose(x, mixture, geometry, strategy, where))
+
+
+torch.fx.wrap("_planned")

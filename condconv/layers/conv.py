@@ -1,0 +1,348 @@
+"""Conditional convolutions, drop-ins for `nn.Conv1d/2d/3d` and `nn.ConvTranspose2d`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from condconv.errors import ShapeError, argument_error
+from condconv.execution import AUTO
+from condconv.geometry import ConvGeometry
+from condconv.layers.base import ConditionalLayer, RouterChoice, check_static_type
+
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+
+Conv = TypeVar("Conv", bound="_ConditionalConv")
+
+
+def _tuple(where: str, name: str, value: int | tuple[int, ...], rank: int, minimum: int) -> tuple[int, ...]:
+    """`value` as a tuple of `rank` integers of at least `minimum`."""
+    values = (value,) * rank if isinstance(value, int) else tuple(value)
+    if len(values) != rank or not all(isinstance(v, int) and v >= minimum for v in values):
+        rule = f"must be an integer of at least {minimum}, or {rank} of them"
+        raise argument_error(where, name, value, rule, f"pass one number, or one for each of {rank} dimensions")
+    return values
+
+
+class _ConditionalConv(ConditionalLayer):
+    """Convolutions of rank 1 to 3, transposed ones included."""
+
+    rank: ClassVar[int]
+    transposed: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...],
+        padding: str | int | tuple[int, ...],
+        output_padding: int | tuple[int, ...],
+        dilation: int | tuple[int, ...],
+        groups: int,
+        bias: bool,
+        padding_mode: str,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+        num_experts: int | None,
+        router: RouterChoice,
+        strategy: str,
+    ) -> None:
+        super().__init__()
+        where, rank = self._where(), self.rank
+        for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("groups", groups)):
+            if not isinstance(value, int) or value < 1:
+                raise argument_error(where, name, value, "must be at least 1", f"pass a positive {name}")
+        for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
+            if value % groups:
+                raise argument_error(where, "groups", groups, f"must divide {name}={value}", "choose a common divisor")
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        self.kernel_size = _tuple(where, "kernel_size", kernel_size, rank, 1)
+        self.stride = _tuple(where, "stride", stride, rank, 1)
+        self.dilation = _tuple(where, "dilation", dilation, rank, 1)
+        self.output_padding = _tuple(where, "output_padding", output_padding, rank, 0)
+        self.padding_mode = padding_mode
+        self.padding = padding if isinstance(padding, str) else _tuple(where, "padding", padding, rank, 0)
+        self._check_padding(where)
+        before, after = self._padding_amounts()
+        self._prepad = [] if padding_mode == "zeros" and before == after else self._pad_list(before, after)
+        zeros = (0,) * rank if self._prepad else before
+        self.geometry = ConvGeometry(
+            self.stride, zeros, self.dilation, groups, self.transposed, self.output_padding if self.transposed else ()
+        )
+        shape = (in_channels, out_channels // groups) if self.transposed else (out_channels, in_channels // groups)
+        self._set_up(num_experts, router, strategy, (*shape, *self.kernel_size), bias, device, dtype)
+
+    def _check_padding(self, where: str) -> None:
+        """Refuse what torch.nn refuses, in the same places."""
+        if self.padding_mode not in PADDING_MODES:
+            rule = f"must be one of {', '.join(PADDING_MODES)}"
+            raise argument_error(where, "padding_mode", self.padding_mode, rule, "pass 'zeros' for zero padding")
+        if self.transposed:
+            if self.padding_mode != "zeros":
+                rule = "must be 'zeros' for a transposed convolution"
+                raise argument_error(where, "padding_mode", self.padding_mode, rule, "pad its input yourself")
+            for o, s, d in zip(self.output_padding, self.stride, self.dilation, strict=True):
+                if o >= max(s, d):
+                    rule = "must be smaller than stride or dilation"
+                    raise argument_error(where, "output_padding", self.output_padding, rule, "reduce it")
+        if isinstance(self.padding, str):
+            if self.padding not in ("same", "valid") or self.transposed:
+                rule = "must be a number" if self.transposed else "must be 'same', 'valid' or a number"
+                raise argument_error(where, "padding", self.padding, rule, "pass the number of positions on each side")
+            if self.padding == "same" and any(s != 1 for s in self.stride):
+                rule = f"needs stride 1, not {self.stride}"
+                raise argument_error(where, "padding", self.padding, rule, "pass the padding as a number")
+
+    def _padding_amounts(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Padding before and after each spatial dimension."""
+        if self.padding == "same":
+            totals = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+            return tuple(t // 2 for t in totals), tuple(t - t // 2 for t in totals)
+        both = (0,) * self.rank if self.padding == "valid" else cast("tuple[int, ...]", self.padding)
+        return both, both
+
+    @staticmethod
+    def _pad_list(before: tuple[int, ...], after: tuple[int, ...]) -> list[int]:
+        """In the order of `F.pad`: last dimension first. All-zero padding is none."""
+        amounts = [a for pair in zip(reversed(before), reversed(after), strict=True) for a in pair]
+        return amounts if any(amounts) else []
+
+    def _check_input(self, x: Tensor) -> None:
+        """Refuse an input of the wrong rank, channels or size before torch does."""
+        if x.dim() not in (self.rank + 1, self.rank + 2):
+            raise ShapeError(
+                f"{self._where()}: input of shape {tuple(x.shape)} has {x.dim()} dimensions; it must "
+                f"have {self.rank + 2} (batched) or {self.rank + 1} (one example)"
+            )
+        if x.shape[-self.rank - 1] != self.in_channels:
+            raise ShapeError(
+                f"{self._where()}: input of shape {tuple(x.shape)} has {x.shape[-self.rank - 1]} channels; "
+                f"in_channels={self.in_channels}"
+            )
+        if torch.compiler.is_compiling():
+            return
+        space = x.shape[-self.rank :]
+        for i, size in enumerate(space):
+            low, high = self._prepad[2 * (self.rank - 1 - i) : 2 * (self.rank - i)] or (0, 0)
+            limit = {"reflect": size - 1, "circular": size}.get(self.padding_mode)
+            if limit is not None and max(low, high) > limit:
+                raise ShapeError(
+                    f"{self._where()}: {self.padding_mode} padding of {max(low, high)} on an input of shape "
+                    f"{tuple(x.shape)}: it may be at most {limit} there; pad less or use larger inputs"
+                )
+            if self.geometry.output_size([size + low + high] * self.rank, self.kernel_size)[i] < 1:
+                raise ShapeError(
+                    f"{self._where()}: input of shape {tuple(x.shape)} is too small for "
+                    f"kernel_size={self.kernel_size}, "
+                    f"padding={self.padding}, dilation={self.dilation}; use larger inputs or more padding"
+                )
+
+    def forward(self, x: Tensor, coefficients: Tensor | None = None) -> Tensor:
+        """Convolve each example with its own kernel.
+
+        Args:
+            x: (B, I, *space), or (I, *space) for one example.
+            coefficients: (B, n), or (n,) for one example; computed by the router where None.
+
+        Returns:
+            (B, O, *space), or (O, *space) for one example.
+
+        Raises:
+            ShapeError: x or coefficients have the wrong shape.
+            RoutingError: there are no coefficients, no router and no running scope.
+        """
+        return self._forward(x, coefficients, self.geometry)
+
+    def _forward(self, x: Tensor, coefficients: Tensor | None, geometry: ConvGeometry) -> Tensor:
+        tracing = isinstance(x, torch.fx.Proxy)
+        if not tracing:
+            self._check_input(x)
+        single = not tracing and x.dim() == self.rank + 1
+        if single:
+            x = x.unsqueeze(0)
+            if coefficients is not None and coefficients.dim() == 1:
+                coefficients = coefficients.unsqueeze(0)
+        coefficients = self._route(x, coefficients, None if tracing else x.shape[0])
+        if self._prepad:
+            x = F.pad(x, self._prepad, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
+        y = self._convolve(x, self.bank(coefficients), geometry)
+        return y.squeeze(0) if single else y
+
+    @classmethod
+    def from_static(
+        cls: type[Conv],
+        layer: nn.Module,
+        num_experts: int | None = None,
+        *,
+        router: RouterChoice = None,
+        strategy: str = AUTO,
+    ) -> Conv:
+        """Return a freshly initialised conditional layer with the arguments, device, dtype and mode of a static one."""
+        check_static_type(cls, layer)
+        conv = cast(Any, layer)
+        arguments: dict[str, Any] = {"output_padding": conv.output_padding} if cls.transposed else {}
+        made = cast(Any, cls)(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            stride=conv.stride,
+            padding=conv.padding,
+            dilation=conv.dilation,
+            groups=conv.groups,
+            bias=conv.bias is not None,
+            padding_mode=conv.padding_mode,
+            device=conv.weight.device,
+            dtype=conv.weight.dtype,
+            num_experts=num_experts,
+            router=router,
+            strategy=strategy,
+            **arguments,
+        )
+        return cast(Conv, made.train(layer.training))
+
+    def _empty_static(self) -> Any:
+        arguments: dict[str, Any] = {"output_padding": self.output_padding} if self.transposed else {}
+        return cast(Any, self.static_type)(
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+            bias=self.bias is not None,
+            padding_mode=self.padding_mode,
+            device=self.weight.device,
+            dtype=self.weight.dtype,
+            **arguments,
+        )
+
+    def extra_repr(self) -> str:
+        """Show the arguments that differ from their defaults, as torch.nn does."""
+        ones, zeros = (1,) * self.rank, (0,) * self.rank
+        parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"]
+        for name, default in (
+            ("padding", zeros),
+            ("output_padding", zeros),
+            ("dilation", ones),
+            ("groups", 1),
+            ("padding_mode", "zeros"),
+        ):
+            if getattr(self, name) != default:
+                parts.append(f"{name}={getattr(self, name)!r}")
+        parts += ["bias=False"] if self.bias is None else []
+        parts.append(f"num_experts={self.num_experts}")
+        parts += [f"routed by {self.scope.name or 'the network'!r}"] if self.scope is not None else []
+        return ", ".join(parts)
+
+
+class _ForwardConv(_ConditionalConv):
+    """Gives the ordinary convolutions the signature of `nn.Conv*d`."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        padding: str | int | tuple[int, ...] = 0,
+        dilation: int | tuple[int, ...] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        num_experts: int | None = None,
+        *,
+        router: RouterChoice = None,
+        strategy: str = AUTO,
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, 0, dilation, groups, bias, padding_mode, device,
+            dtype, num_experts, router, strategy,
+        )  # fmt: skip
+
+
+class ConditionalConv1d(_ForwardConv):
+    """Per-example kernels for `nn.Conv1d`: x (B, I, W) → (B, O, W')."""
+
+    rank = 1
+    static_type = nn.Conv1d
+
+
+class ConditionalConv2d(_ForwardConv):
+    """Per-example kernels for `nn.Conv2d`: x (B, I, H, W) → (B, O, H', W')."""
+
+    rank = 2
+    static_type = nn.Conv2d
+
+
+class ConditionalConv3d(_ForwardConv):
+    """Per-example kernels for `nn.Conv3d`: x (B, I, D, H, W) → (B, O, D', H', W')."""
+
+    rank = 3
+    static_type = nn.Conv3d
+
+
+class ConditionalConvTranspose2d(_ConditionalConv):
+    """Per-example kernels for `nn.ConvTranspose2d`: x (B, I, H, W) → (B, O, H', W'); experts (n, I, O/g, kh, kw)."""
+
+    rank = 2
+    static_type = nn.ConvTranspose2d
+    transposed = True
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        padding: int | tuple[int, ...] = 0,
+        output_padding: int | tuple[int, ...] = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: int | tuple[int, ...] = 1,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        num_experts: int | None = None,
+        *,
+        router: RouterChoice = None,
+        strategy: str = AUTO,
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, output_padding, dilation, groups, bias,
+            padding_mode, device, dtype, num_experts, router, strategy,
+        )  # fmt: skip
+
+    def forward(
+        self, x: Tensor, coefficients: Tensor | None = None, *, output_size: Sequence[int] | None = None
+    ) -> Tensor:
+        """Convolve each example with its own kernel; see `ConditionalConv2d.forward`.
+
+        Args:
+            x: (B, I, H, W), or (I, H, W) for one example.
+            coefficients: (B, n), or (n,) for one example; computed by the router where None.
+            output_size: the spatial size wanted, where stride leaves more than one possible; as in
+                `nn.ConvTranspose2d`, leading batch and channel sizes are ignored.
+
+        Raises:
+            ArgumentError: the output size cannot be had.
+        """
+        if output_size is None:
+            return self._forward(x, coefficients, self.geometry)
+        wanted = tuple(output_size)[-self.rank :]
+        smallest = dataclasses.replace(self.geometry, output_padding=(0,) * self.rank)
+        least = smallest.output_size(x.shape[-self.rank :], self.kernel_size)
+        extra = tuple(w - size for w, size in zip(wanted, least, strict=True))
+        if any(not 0 <= e < max(s, d) for e, s, d in zip(extra, self.stride, self.dilation, strict=True)):
+            most = tuple(size + max(s, d) - 1 for size, s, d in zip(least, self.stride, self.dilation, strict=True))
+            rule = f"must lie between {least} and {most} for an input of shape {tuple(x.shape)}"
+            raise argument_error(self._where(), "output_size", tuple(output_size), rule, "choose one in that range")
+        return self._forward(x, coefficients, dataclasses.replace(self.geometry, output_padding=extra))

@@ -1,0 +1,161 @@
+"""Gates: a router's logits (B, n) → coefficients (B, n).
+
+* `SigmoidGate`: σ(z), each expert by itself (CondConv, NeurIPS 2019, equation 2);
+* `SoftmaxGate`: softmax(z / T), which sums to one (Dynamic Convolution, CVPR 2020, equation 3 and section 3.3);
+* `TopKGate`: keeps the k largest coefficients of another gate.
+
+`renormalises` tells expert dropping how a gate keeps its scale: sum-to-one gates are renormalised, others rescaled.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from condconv.errors import argument_error
+
+
+class Gate(nn.Module):
+    """Base of the gates."""
+
+    renormalises: bool = False
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Return the coefficients (B, n) of logits (B, n)."""
+        raise NotImplementedError
+
+
+class SigmoidGate(Gate):
+    """α = σ(z); not normalised, so coefficients start near 1/2 and sum to about n/2."""
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Return σ(logits), (B, n)."""
+        return torch.sigmoid(logits)
+
+
+class StepWatch:
+    """Notices that a temperature above 1 is trained with while nobody steps a schedule, and says so once.
+
+    All softmax gates of a converted network share one watch, so that a network warns once, not once a layer.
+    """
+
+    PATIENCE = 1000
+    """Training passes through one gate without a step after which an attached schedule counts as forgotten."""
+
+    def __init__(self) -> None:
+        self.scheduled = False
+        self.warned = False
+
+    def notice(self, passes: int, temperature: Tensor) -> None:
+        """Warn once if `passes` training passes since the last step are too many for a temperature above 1."""
+        allowed = self.PATIENCE if self.scheduled else 1
+        if self.warned or passes <= allowed or float(temperature) <= 1:
+            return
+        self.warned = True
+        warnings.warn(
+            f"training at softmax temperature {float(temperature):g} and nothing steps it down: create "
+            "schedule = condconv.TemperatureSchedule(model, steps=10 * len(loader)) and call schedule.step() after "
+            "each optimiser step, or set the gates' temperature buffers to 1 to train without annealing",
+            stacklevel=2,
+        )
+
+
+class SoftmaxGate(Gate):
+    """α = softmax(z / T). T is a buffer, so it is saved with the weights; `TemperatureSchedule` anneals it.
+
+    Args:
+        temperature: T > 0. Large: near-uniform coefficients, so that all experts learn early in training.
+    """
+
+    renormalises = True
+    temperature: Tensor
+
+    def __init__(self, temperature: float = 1.0) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise argument_error("SoftmaxGate", "temperature", temperature, "must be positive", "pass 30 or 1")
+        self.register_buffer("temperature", torch.tensor(float(temperature)))
+        self.watch = StepWatch()
+        self._passes = 0
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Return softmax(logits / T) over the experts, (B, n)."""
+        if self.training and not torch.compiler.is_compiling() and torch.is_grad_enabled():
+            self._passes += 1
+            self.watch.notice(self._passes, self.temperature)
+        return torch.softmax(logits / self.temperature.to(logits.dtype), dim=1)
+
+    def set_temperature(self, temperature: float) -> None:
+        """Set T in place; a schedule calls this after each optimiser step."""
+        self.temperature.fill_(temperature)
+        self._passes = 0
+
+    def extra_repr(self) -> str:
+        """Show the current temperature."""
+        return f"temperature={float(self.temperature):g}"
+
+
+class TopKGate(Gate):
+    """Keeps the k largest coefficients of `gate` and sets the rest to zero (ties: the lowest index is kept).
+
+    Args:
+        gate: a `SigmoidGate` or `SoftmaxGate`; a softmax gate's kept coefficients are renormalised to sum to one.
+        k: how many coefficients stay, 1 ≤ k; k ≥ n keeps all.
+        noise_std: standard deviation of Gaussian noise added to the logits in training.
+    """
+
+    def __init__(self, gate: Gate, k: int, noise_std: float = 0.0) -> None:
+        super().__init__()
+        if k < 1:
+            raise argument_error("TopKGate", "k", k, "must be at least 1", "keep one expert or more")
+        if noise_std < 0:
+            raise argument_error("TopKGate", "noise_std", noise_std, "must not be negative", "pass 0 for no noise")
+        self.gate = gate
+        self.k = k
+        self.noise_std = noise_std
+        self.renormalises = gate.renormalises
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Return the gated coefficients, (B, n), at most k of them non-zero."""
+        if self.training and self.noise_std > 0:
+            logits = logits + self.noise_std * torch.randn_like(logits)
+        coefficients = self.gate(logits)
+        kept = _keep_largest(coefficients, self.k)
+        return kept / kept.sum(dim=1, keepdim=True) if self.renormalises else kept
+
+    def extra_repr(self) -> str:
+        """Show k and the noise."""
+        return f"k={self.k}" + (f", noise_std={self.noise_std:g}" if self.noise_std else "")
+
+
+def _keep_largest(coefficients: Tensor, k: int) -> Tensor:
+    """Zero all but the k largest coefficients (B, n) of each example; of equal ones the lower index comes first."""
+    # before[b, i, j]: does j come before i? A sort would do, but not every exporter keeps its stability.
+    mine, other = coefficients.unsqueeze(2), coefficients.unsqueeze(1)
+    index = torch.arange(coefficients.shape[1], device=coefficients.device)
+    before = (other > mine) | ((other == mine) & (index[None, :] < index[:, None]))
+    return coefficients * (before.sum(dim=2) < k)
+
+
+def drop_experts(coefficients: Tensor, p: float, renormalise: bool) -> Tensor:
+    """Zero each coefficient independently with probability p, keeping at least one for each example.
+
+    Sum-to-one coefficients are renormalised, others scaled by 1/(1−p), so that a mixed kernel keeps its scale.
+    (CondConv, section 4: experts are dropped at random to regularise the largest models.)
+
+    Args:
+        coefficients: (B, n).
+        p: 0 < p < 1.
+        renormalise: whether the kept coefficients are divided by their sum.
+    """
+    # Among the coefficients that are not zero already (top-k), the largest draw is kept whatever p is: it is the last
+    # one that a growing p would drop.
+    draw = torch.rand_like(coefficients).masked_fill(coefficients == 0, -1)
+    kept = coefficients * ((draw >= p) | (draw == draw.amax(dim=1, keepdim=True)))
+    return kept / kept.sum(dim=1, keepdim=True) if renormalise else kept / (1 - p)
+
+
+# FX records it as one call: the number of experts is not known while it traces.
+torch.fx.wrap("_keep_largest")

@@ -1,0 +1,148 @@
+"""A router: x (B, C, *space) → coefficients (B, n), one routing decision for each example.
+
+    α(x) = drop( gate( body( [GAP(x), α_previous] ) ) )
+
+The pieces are exchangeable: `body` maps the pooled features to logits, `gate` maps logits to coefficients.
+There is no batch normalisation, so that a batch of one example trains.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from condconv.errors import argument_error
+from condconv.routers.gates import Gate, drop_experts
+
+
+class Router(nn.Module):
+    """Global average pooling, a small network, a gate.
+
+    Args:
+        in_channels: C of the input.
+        num_experts: n, the number of coefficients.
+        hidden_channels: width of a hidden layer with ReLU between pooling and logits; None for a single linear layer.
+        gate: logits → coefficients.
+        dropout: probability with which a pooled feature is dropped in training.
+        expert_dropout: probability with which an expert's coefficient is zeroed in training, for each example apart.
+        previous_experts: length of the previous routing's coefficients, which are concatenated to the pooled input
+            (hierarchical routing, CondConv table 4); 0 where there is none.
+
+    Raises:
+        ArgumentError: a count below one, or a probability outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_experts: int,
+        *,
+        hidden_channels: int | None,
+        gate: Gate,
+        dropout: float = 0.0,
+        expert_dropout: float = 0.0,
+        previous_experts: int = 0,
+    ) -> None:
+        super().__init__()
+        where = type(self).__name__
+        for name, value in (("in_channels", in_channels), ("num_experts", num_experts)):
+            if value < 1:
+                raise argument_error(where, name, value, "must be at least 1", f"pass a positive {name}")
+        if hidden_channels is not None and hidden_channels < 1:
+            raise argument_error(where, "hidden_channels", hidden_channels, "must be at least 1", "or None for none")
+        for name, p in (("dropout", dropout), ("expert_dropout", expert_dropout)):
+            if not 0 <= p < 1:
+                raise argument_error(where, name, p, "must lie in [0, 1)", "pass 0 to switch it off")
+        self.in_channels = in_channels
+        self.num_experts = num_experts
+        self.previous_experts = previous_experts
+        self.dropout = dropout
+        self.expert_dropout = expert_dropout
+        features = in_channels + previous_experts
+        if hidden_channels is None:
+            self.body = nn.Sequential(nn.Linear(features, num_experts))
+        else:
+            self.body = nn.Sequential(
+                nn.Linear(features, hidden_channels), nn.ReLU(), nn.Linear(hidden_channels, num_experts)
+            )
+        self.gate = gate
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw linear layers Glorot-uniform with zero bias, as the CondConv authors' code does."""
+        for layer in self.body:
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
+
+    def reset_to_constant(self) -> None:
+        """Set the last linear layer to zero: every example then gets the same coefficients, until training moves it."""
+        last = self.body[-1]
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    @torch.no_grad()
+    def constant_coefficients(self) -> Tensor:
+        """Return the coefficients (n,) that zero logits give, expert dropping and noise left out."""
+        was_training = self.gate.training
+        self.gate.eval()
+        weight = self.body[-1].weight
+        logits = torch.zeros(1, self.num_experts, dtype=_compute_dtype(weight), device=weight.device)
+        coefficients = self.gate(logits)
+        self.gate.train(was_training)
+        return coefficients[0]
+
+    def macs(self, input_size: Sequence[int]) -> dict[str, int]:
+        """Return the multiply-adds of one example: `pool` (one for each input element) and `linear`."""
+        linear = sum(layer.weight.numel() for layer in self.body if isinstance(layer, nn.Linear))
+        return {"pool": self.in_channels * math.prod(input_size), "linear": linear}
+
+    def forward(self, x: Tensor, previous: Tensor | None = None) -> Tensor:
+        """Return the coefficients (B, n).
+
+        Args:
+            x: (B, C, *space), any number of spatial dimensions, none included.
+            previous: (B, m), the previous routing's coefficients, for a hierarchical router.
+        """
+        z = _global_average(x, self.body[0].weight)
+        if previous is not None:
+            z = torch.cat([z, previous.to(z.dtype)], dim=1)
+        z = F.dropout(z, self.dropout, self.training)
+        for layer in self.body:
+            z = _linear(z, layer.weight, layer.bias) if isinstance(layer, nn.Linear) else layer(z)
+        coefficients = self.gate(z)
+        if self.training and self.expert_dropout > 0:
+            coefficients = drop_experts(coefficients, self.expert_dropout, self.gate.renormalises)
+        return coefficients
+
+    def extra_repr(self) -> str:
+        """Show what the sub-modules do not."""
+        shown = {"dropout": self.dropout, "expert_dropout": self.expert_dropout, "previous": self.previous_experts}
+        return ", ".join([f"{self.in_channels}, {self.num_experts}", *(f"{k}={v}" for k, v in shown.items() if v)])
+
+
+def _compute_dtype(weight: Tensor) -> torch.dtype:
+    """f32, or f64 for f64 parameters: bf16 logits would quantise the coefficients."""
+    return torch.promote_types(weight.dtype, torch.float32)
+
+
+def _global_average(x: Tensor, weight: Tensor) -> Tensor:
+    """Mean of x (B, C, *space) over space, (B, C), accumulated in the dtype that goes with the weights."""
+    dtype = _compute_dtype(weight)
+    return x.to(dtype) if x.dim() == 2 else x.flatten(2).mean(dim=2, dtype=dtype)
+
+
+def _linear(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A linear layer in the dtype of z (B, C), under autocast too."""
+    with torch.autocast(device_type=z.device.type, enabled=False):
+        return F.linear(z, weight.to(z.dtype), bias.to(z.dtype))
+
+
+# FX records these as one call each: what they ask of dtypes and ranks cannot be traced through.
+torch.fx.wrap("_global_average")
+torch.fx.wrap("_linear")
+torch.fx.wrap("drop_experts")
