@@ -40,7 +40,6 @@ class ConditionalLayer(nn.Module):
 
     static_type: ClassVar[type[nn.Module]]
     default_num_experts: ClassVar[int]
-    default_router: ClassVar[RouterFactory]
 
     bank: DenseBank
     router: Router | None
@@ -48,6 +47,11 @@ class ConditionalLayer(nn.Module):
     geometry: ConvGeometry
     in_channels: int
     out_channels: int
+
+    @staticmethod
+    def default_router(in_channels: int, num_experts: int) -> Router:
+        """Return the variant's router."""
+        raise NotImplementedError
 
     def _set_up(
         self,

@@ -8,8 +8,10 @@ There is no batch normalisation, so that a batch of one example trains.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,14 +76,17 @@ class Router(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw linear layers Glorot-uniform with zero bias, as the CondConv authors' code does."""
-        for layer in self.body:
-            if isinstance(layer, nn.Linear):
-                nn.init.xavier_uniform_(layer.weight)
-                nn.init.zeros_(layer.bias)
+        for layer in self._linears:
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    @property
+    def _linears(self) -> list[nn.Linear]:
+        return [layer for layer in self.body if isinstance(layer, nn.Linear)]
 
     def reset_to_constant(self) -> None:
         """Set the last linear layer to zero: every example then gets the same coefficients, until training moves it."""
-        last = self.body[-1]
+        last = self._linears[-1]
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
@@ -90,7 +95,7 @@ class Router(nn.Module):
         """Return the coefficients (n,) that zero logits give, expert dropping and noise left out."""
         was_training = self.gate.training
         self.gate.eval()
-        weight = self.body[-1].weight
+        weight = self._linears[-1].weight
         logits = torch.zeros(1, self.num_experts, dtype=_compute_dtype(weight), device=weight.device)
         coefficients = self.gate(logits)
         self.gate.train(was_training)
@@ -98,7 +103,7 @@ class Router(nn.Module):
 
     def macs(self, input_size: Sequence[int]) -> dict[str, int]:
         """Return the multiply-adds of one example: `pool` (one for each input element) and `linear`."""
-        linear = sum(layer.weight.numel() for layer in self.body if isinstance(layer, nn.Linear))
+        linear = sum(layer.weight.numel() for layer in self._linears)
         return {"pool": self.in_channels * math.prod(input_size), "linear": linear}
 
     def forward(self, x: Tensor, previous: Tensor | None = None) -> Tensor:
@@ -108,7 +113,7 @@ class Router(nn.Module):
             x: (B, C, *space), any number of spatial dimensions, none included.
             previous: (B, m), the previous routing's coefficients, for a hierarchical router.
         """
-        z = _global_average(x, self.body[0].weight)
+        z = _global_average(x, self._linears[0].weight)
         if previous is not None:
             z = torch.cat([z, previous.to(z.dtype)], dim=1)
         z = F.dropout(z, self.dropout, self.training)
@@ -138,7 +143,11 @@ def _global_average(x: Tensor, weight: Tensor) -> Tensor:
 
 def _linear(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """A linear layer in the dtype of z (B, C), under autocast too."""
-    with torch.autocast(device_type=z.device.type, enabled=False):
+    device = z.device.type
+    without_autocast: Any = contextlib.nullcontext()
+    if torch.amp.is_autocast_available(device):  # The meta device has none.
+        without_autocast = torch.autocast(device, enabled=False)
+    with without_autocast:
         return F.linear(z, weight.to(z.dtype), bias.to(z.dtype))
 
 

@@ -25,7 +25,7 @@ import functools
 import heapq
 import itertools
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -82,7 +82,8 @@ class RoutingScope:
         _loans()[self] = coefficients
         if isinstance(coefficients, Tensor) and coefficients.grad_fn is not None:
             # Detached: the node must not keep alive the graph that it is part of.
-            coefficients.grad_fn.metadata[self] = coefficients.detach()
+            metadata: Any = coefficients.grad_fn.metadata
+            metadata[self] = coefficients.detach()
 
     def discard(self) -> None:
         """End the loan."""
@@ -134,14 +135,13 @@ class _Routed:
     """Mixed into the class of a source, and of the module at whose end scopes that span several blocks are closed."""
 
     routed_scope: RoutingScope | None
-    router_name: str
     closed_scopes: tuple[RoutingScope, ...]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The generated class cannot be found by name: pickle the class it was made from.
         base = type(self).__mro__[2]
-        _, _, *state = super().__reduce_ex__(protocol)
-        return (_new_routed, (base,), *state)
+        reduced: Any = super().__reduce_ex__(protocol)
+        return (_new_routed, (base,), *reduced[2:])
 
 
 def _first_tensor(scope: RoutingScope, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -156,7 +156,7 @@ def _first_tensor(scope: RoutingScope, args: tuple[Any, ...], kwargs: dict[str, 
 
 
 @functools.cache
-def _routed_class(base: type[nn.Module]) -> type[nn.Module]:
+def _routed_class(base: Any) -> type[nn.Module]:
     """A subclass of `base` that lends coefficients to the layers in its scope while its own forward runs."""
 
     @functools.wraps(base.forward)  # FX reads the arguments' names off the wrapped function.
@@ -164,29 +164,41 @@ def _routed_class(base: type[nn.Module]) -> type[nn.Module]:
         scope = self.routed_scope
         try:
             if scope is not None:
-                scope.lend(scope.route(getattr(self, self.router_name), _first_tensor(scope, args, kwargs)))
+                scope.lend(scope.route(self.router, _first_tensor(scope, args, kwargs)))
             return base.forward(self, *args, **kwargs)
         finally:
             for closed in self.closed_scopes:
                 closed.discard()
 
     members = {"__module__": base.__module__, "__doc__": base.__doc__, "forward": forward}
+    if issubclass(base, nn.Sequential):
+        members |= {"__iter__": _iterate_without_router, "__len__": _length_without_router}
     return type(f"Routed{base.__name__}", (_Routed, base), members)
 
 
-def _new_routed(base: type[nn.Module]) -> nn.Module:
+def _iterate_without_router(self: nn.Sequential) -> Iterator[nn.Module]:
+    """A sequence runs what it iterates over; its router is a child, but no step of it."""
+    return (module for name, module in self._modules.items() if name != "router" and module is not None)
+
+
+def _length_without_router(self: nn.Sequential) -> int:
+    return len(self._modules) - ("router" in self._modules)
+
+
+def _new_routed(base: Any) -> Any:
     cls = _routed_class(base)
     return cls.__new__(cls)
 
 
-def _make_routed(module: nn.Module) -> nn.Module:
-    """Swap the class of a module for its routed subclass, once."""
+def _make_routed(module: nn.Module) -> Any:
+    """Swap the class of a module for its routed subclass, once, and return the module."""
+    routed: Any = module
     if not isinstance(module, _Routed):
-        module.__class__ = _routed_class(type(module))
-        module.routed_scope = None
-        module.router_name = ""
-        module.closed_scopes = ()
-    return module
+        base: Any = type(module)
+        routed.__class__ = _routed_class(base)
+        routed.routed_scope = None
+        routed.closed_scopes = ()
+    return routed
 
 
 def attach_scope(
@@ -223,16 +235,15 @@ def attach_scope(
             "choose another module to share over"
         )
     scope = RoutingScope(source, rank, channels_last, previous)
-    closer = model if spans_blocks else module
-    _make_routed(module)
-    _make_routed(closer)
-    module.router = router
-    module.router_name = "router"
-    module.routed_scope = scope
-    closer.closed_scopes = (*closer.closed_scopes, scope)  # type: ignore[operator]
+    routed = _make_routed(module)
+    routed.router = router
+    routed.routed_scope = scope
+    closer = _make_routed(model) if spans_blocks else routed
+    closer.closed_scopes = (*closer.closed_scopes, scope)
     for layer in layers:
-        layer.scope = scope
-        layer.router = None
+        member: Any = layer
+        member.scope = scope
+        member.router = None
     return scope
 
 
@@ -242,7 +253,8 @@ def detach_scopes(model: nn.Module) -> None:
         if not isinstance(module, _Routed):
             continue
         if module.routed_scope is not None:
-            delattr(module, module.router_name)
-        for attribute in ("routed_scope", "router_name", "closed_scopes"):
+            del module.router
+        for attribute in ("routed_scope", "closed_scopes"):
             delattr(module, attribute)
-        module.__class__ = type(module).__mro__[2]
+        routed: Any = module
+        routed.__class__ = type(module).__mro__[2]

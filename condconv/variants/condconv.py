@@ -20,18 +20,26 @@ from condconv.layers import (
     ConditionalConvTranspose2d,
     ConditionalLinear,
 )
-from condconv.routers import PooledLinear
+from condconv.routers import PooledLinear, Router
 from condconv.variants.base import Variant, variants
 
 
-class CondConv1d(ConditionalConv1d):
-    """CondConv for `nn.Conv1d`: x (B, I, W) → (B, O, W'), experts (n, O, I/g, kw)."""
+class _CondConv:
+    """The paper's defaults, for all of its layers."""
 
     default_num_experts = 8
-    default_router = PooledLinear
+
+    @staticmethod
+    def default_router(in_channels: int, num_experts: int) -> Router:
+        """Return the paper's router."""
+        return PooledLinear(in_channels, num_experts)
 
 
-class CondConv2d(ConditionalConv2d):
+class CondConv1d(_CondConv, ConditionalConv1d):
+    """CondConv for `nn.Conv1d`: x (B, I, W) → (B, O, W'), experts (n, O, I/g, kw)."""
+
+
+class CondConv2d(_CondConv, ConditionalConv2d):
     """CondConv for `nn.Conv2d`: x (B, I, H, W) → (B, O, H', W'), experts (n, O, I/g, kh, kw).
 
     Takes the arguments of `nn.Conv2d` in their order, then:
@@ -47,29 +55,17 @@ class CondConv2d(ConditionalConv2d):
     torch.Size([2, 32, 8, 8])
     """
 
-    default_num_experts = 8
-    default_router = PooledLinear
 
-
-class CondConv3d(ConditionalConv3d):
+class CondConv3d(_CondConv, ConditionalConv3d):
     """CondConv for `nn.Conv3d`: x (B, I, D, H, W) → (B, O, D', H', W'), experts (n, O, I/g, kd, kh, kw)."""
 
-    default_num_experts = 8
-    default_router = PooledLinear
 
-
-class CondConvTranspose2d(ConditionalConvTranspose2d):
+class CondConvTranspose2d(_CondConv, ConditionalConvTranspose2d):
     """CondConv for `nn.ConvTranspose2d`: x (B, I, H, W) → (B, O, H', W'), experts (n, I, O/g, kh, kw)."""
 
-    default_num_experts = 8
-    default_router = PooledLinear
 
-
-class CondLinear(ConditionalLinear):
+class CondLinear(_CondConv, ConditionalLinear):
     """CondConv for `nn.Linear`, as in the paper's classifiers: x (B, *positions, I) → (B, *positions, O)."""
-
-    default_num_experts = 8
-    default_router = PooledLinear
 
 
 variants.register(

@@ -19,18 +19,26 @@ from condconv.layers import (
     ConditionalConvTranspose2d,
     ConditionalLinear,
 )
-from condconv.routers import SqueezeExcite
+from condconv.routers import Router, SqueezeExcite
 from condconv.variants.base import Variant, variants
 
 
-class DynamicConv1d(ConditionalConv1d):
-    """Dynamic Convolution for `nn.Conv1d`: x (B, I, W) → (B, O, W'), kernels (K, O, I/g, kw)."""
+class _DynamicConvolution:
+    """The paper's defaults, for all of its layers."""
 
     default_num_experts = 4
-    default_router = SqueezeExcite
+
+    @staticmethod
+    def default_router(in_channels: int, num_experts: int) -> Router:
+        """Return the paper's router."""
+        return SqueezeExcite(in_channels, num_experts)
 
 
-class DynamicConv2d(ConditionalConv2d):
+class DynamicConv1d(_DynamicConvolution, ConditionalConv1d):
+    """Dynamic Convolution for `nn.Conv1d`: x (B, I, W) → (B, O, W'), kernels (K, O, I/g, kw)."""
+
+
+class DynamicConv2d(_DynamicConvolution, ConditionalConv2d):
     """Dynamic Convolution for `nn.Conv2d`: x (B, I, H, W) → (B, O, H', W'), kernels (K, O, I/g, kh, kw).
 
     Takes the arguments of `nn.Conv2d` in their order, then:
@@ -46,29 +54,17 @@ class DynamicConv2d(ConditionalConv2d):
     torch.Size([2, 32, 8, 8])
     """
 
-    default_num_experts = 4
-    default_router = SqueezeExcite
 
-
-class DynamicConv3d(ConditionalConv3d):
+class DynamicConv3d(_DynamicConvolution, ConditionalConv3d):
     """Dynamic Convolution for `nn.Conv3d`: x (B, I, D, H, W) → (B, O, D', H', W'), kernels (K, O, I/g, kd, kh, kw)."""
 
-    default_num_experts = 4
-    default_router = SqueezeExcite
 
-
-class DynamicConvTranspose2d(ConditionalConvTranspose2d):
+class DynamicConvTranspose2d(_DynamicConvolution, ConditionalConvTranspose2d):
     """Dynamic Convolution for `nn.ConvTranspose2d`: x (B, I, H, W) → (B, O, H', W'), kernels (K, I, O/g, kh, kw)."""
 
-    default_num_experts = 4
-    default_router = SqueezeExcite
 
-
-class DynamicLinear(ConditionalLinear):
+class DynamicLinear(_DynamicConvolution, ConditionalLinear):
     """The dynamic perceptron, for `nn.Linear`: x (B, *positions, I) → (B, *positions, O)."""
-
-    default_num_experts = 4
-    default_router = SqueezeExcite
 
 
 variants.register(

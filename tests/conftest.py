@@ -1,0 +1,11 @@
+"""What all tests share: a fixed seed, and small helpers on the registries."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)

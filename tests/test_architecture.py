@@ -1,0 +1,83 @@
+"""The house rules that a machine can check: one-way imports, a light import, a documented public surface."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import condconv
+
+PACKAGE = Path(condconv.__file__).parent
+FLOORS = [
+    {"errors", "registry", "geometry"},
+    {"lowered"},
+    {"routers", "banks", "execution", "observation"},
+    {"layers"},
+    {"variants"},
+    {"counting", "conversion"},
+    {"models", "detection"},
+    {"data", "training", "analysis", "deployment"},
+    {"recipes", "cli"},
+]
+FLOOR_OF = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
+SIBLINGS = {"routers", "banks", "execution"}  # never import one another
+MAY_NEED = {
+    "timm": {"models", "detection", "data", "training", "cli"},
+    "torchvision": {"models", "detection", "data", "training", "cli"},
+    "pytorch_lightning": {"training", "cli"},
+}
+
+
+def rooms() -> list[Path]:
+    return [path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"]
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return names
+
+
+@pytest.mark.parametrize("path", rooms(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_one_way(path: Path) -> None:
+    room = room_of(path)
+    assert room in FLOOR_OF, f"{room} has no floor: add it to FLOORS"
+    for name in imported(path):
+        top, *rest = name.split(".")
+        if top == "condconv" and rest and rest[0] != room:
+            assert FLOOR_OF[rest[0]] <= FLOOR_OF[room], f"{room} must not import {rest[0]}"
+            assert not {rest[0], room} <= SIBLINGS, f"{room} and {rest[0]} are siblings"
+        assert top not in MAY_NEED or room in MAY_NEED[top], f"{room} must not import {top}"
+
+
+def test_importing_the_package_loads_torch_alone() -> None:
+    heavy = "timm torchvision pytorch_lightning matplotlib jsonargparse rich sklearn safetensors onnx"
+    code = f"import sys, condconv; print([m for m in {heavy.split()} if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("name", condconv.__all__)
+def test_public_names_are_documented(name: str) -> None:
+    thing = getattr(condconv, name)
+    assert inspect.getdoc(thing)
+    if inspect.isclass(thing):
+        for member, value in vars(thing).items():
+            if not member.startswith("_") and inspect.isfunction(value):
+                assert inspect.getdoc(value), f"{name}.{member}"
+
+
+def test_public_surface_is_sorted_and_complete() -> None:
+    assert condconv.__all__ == sorted(condconv.__all__) == dir(condconv)
