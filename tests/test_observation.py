@@ -149,3 +149,10 @@ def test_what_cannot_be_observed_is_refused() -> None:
         condconv.override_routing(model(), "shufle"),
     ):
         pass
+
+
+def test_a_compiled_submodule_is_named() -> None:
+    net = model()
+    net[2].compile(backend="eager")
+    with pytest.raises(condconv.ArgumentError, match=r"2 \(DynamicConv2d\) is compiled"), condconv.record_routing(net):
+        pass
