@@ -55,10 +55,8 @@ def _active(observer: _Observer) -> Iterator[None]:
 def _conditional_names(model: nn.Module, where: str) -> dict[int, str]:
     """Id → name of the conditional layers of a model (those that have experts); compiled code is refused."""
     for name, module in model.named_modules():
-        if (
-            isinstance(module, torch._dynamo.OptimizedModule)
-            or getattr(module, "_compiled_call_impl", None) is not None
-        ):
+        compiled = getattr(module, "_compiled_call_impl", None) is not None
+        if compiled or isinstance(module, torch._dynamo.OptimizedModule):
             raise ArgumentError(
                 f"{where}: {name or 'model'} ({type(module).__name__}) is compiled, and compiled code shows nothing to "
                 "observers; pass the module that was handed to torch.compile and run that one"
