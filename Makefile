@@ -1,0 +1,30 @@
+# Two commands do all the set-up: `make demo` and `make test`. Both make their own virtual environment in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-all lint clean
+
+# Made anew when the dependencies change. The marker is written last: an installation that broke off is repeated.
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable '.[all,dev]'
+	touch $@
+
+.venv: .venv/installed
+
+demo: .venv/installed
+	CONDCONV=$(BIN)/condconv scripts/demo.sh
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest -m "not slow"
+
+test-all: lint
+	$(BIN)/pytest
+
+clean:
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,1 @@
+"""The command line: `condconv VERB …`, one file for each verb."""

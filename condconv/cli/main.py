@@ -1,0 +1,68 @@
+"""`condconv VERB …`: finds the verb, and turns every error into one line and an exit code.
+
+Exit codes: 0 done; 2 an error, said in one line; 130 after Ctrl-C. A traceback (exit code 1) is a defect here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from condconv import __version__
+from condconv.errors import CondConvError
+from condconv.registry import unknown_name_message
+
+VERBS = {
+    "train": "train a conditional network beside its static twins",
+    "models": "list the networks",
+    "convert": "plan a conversion, print it, and carry it out",
+    "count": "count multiply-adds and parameters",
+    "analyze": "report what the experts do",
+}
+"""Verb → one line of help. `condconv.cli.<verb>` has `run(arguments) -> exit code`, and is imported when it is used."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb and return the exit code. With `--debug` errors keep their traceback."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if words[0] == "--version":
+        print(f"condconv {__version__}")
+        return 0
+    verb, rest = words[0], words[1:]
+    if verb not in VERBS:
+        kind = "option" if verb.startswith("-") else "command"
+        return fail(unknown_name_message(kind, verb, VERBS), 2)
+    try:
+        return int(importlib.import_module(f"condconv.cli.{verb}").run(rest))
+    except CondConvError as error:
+        if "--debug" in rest:
+            raise
+        return fail(str(error), 2)
+    except ModuleNotFoundError as error:
+        if "--debug" in rest or (error.name or "").startswith("condconv"):
+            raise
+        return fail(
+            f"'condconv {verb}' needs the package {error.name!r}; install it with: pip install 'condconv[all]'", 2
+        )
+    except KeyboardInterrupt:
+        return fail("stopped", 130)
+
+
+def usage() -> str:
+    """What `condconv --help` prints."""
+    lines = [f"  {verb:<10} {text}" for verb, text in VERBS.items()]
+    return "\n".join(["usage: condconv COMMAND [options]   (condconv COMMAND --help lists them)", "", *lines])
+
+
+def fail(message: str, code: int) -> int:
+    """Print one line to standard error and return the exit code."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""Which sample comes when: an order that depends on (seed, epoch) alone, shared among ranks, resumable at any
+position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch.utils.data import Sampler
+
+PADDING = -1
+"""Index of a place that is there only to give every rank the same number of samples."""
+
+
+class SampleKey(NamedTuple):
+    """What the sampler asks the data set for. The epoch travels with it, so that a worker needs no state."""
+
+    epoch: int
+    place: int
+
+
+class EpochSampler(Sampler[SampleKey]):
+    """The samples of one rank, epoch by epoch.
+
+    With `shuffle`, each epoch is a permutation drawn from (seed, epoch); the rank takes every `world_size`-th, and the
+    few that don't fill a round are left out of that epoch. Without, the order is that of the set and missing places are
+    `PADDING`.
+    """
+
+    def __init__(self, size: int, *, shuffle: bool, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
+        self.size = size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self.position = 0
+
+    def resume(self, epoch: int, position: int) -> None:
+        """Begin `epoch` after the first `position` samples of this rank; later epochs begin at 0."""
+        self.epoch = epoch
+        self.position = position
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch; a position set for this very epoch stays."""
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self.position = 0
+
+    def __len__(self) -> int:
+        """Samples of this rank in a whole epoch, wherever it was resumed."""
+        return self.size // self.world_size if self.shuffle else -(-self.size // self.world_size)
+
+    def __iter__(self) -> Iterator[SampleKey]:
+        """The keys of this epoch from the position on."""
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(sample_seed(self.seed, self.epoch, self.size))
+            order = torch.randperm(self.size, generator=generator)
+        else:
+            order = torch.arange(self.size)
+            missing = len(self) * self.world_size - self.size
+            order = torch.cat([order, torch.full((missing,), PADDING)])
+        mine = order[self.rank :: self.world_size][: len(self)]
+        for index in mine[self.position :].tolist():
+            yield SampleKey(self.epoch, index)
+
+
+_MASK = (1 << 64) - 1
+
+
+def sample_seed(seed: int, epoch: int, index: int) -> int:
+    """A 63-bit seed for one sample of one epoch, by three rounds of SplitMix64 (Steele, Lea, Flood 2014)."""
+    state = 0
+    for word in (seed, epoch, index):
+        state = (state + word + 0x9E3779B97F4A7C15) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
+    return state >> 1

@@ -1,0 +1,133 @@
+"""What every data source offers: labelled images by index, a name for each, and what is known about the set.
+
+Access is map-style on purpose: an epoch is then exactly a permutation of the indices, and a run that was interrupted
+can go on at the very sample it stopped at.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from condconv.errors import DataError
+
+
+class ImageSet(ABC):
+    """Labelled images by index."""
+
+    labels: Tensor
+    """Class of each image: int64 (N,)."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.labels)
+
+    @abstractmethod
+    def load(self, index: int) -> Tensor:
+        """The image as stored: uint8 (C, H, W). Raises `DataError`, naming the file, where it cannot be read."""
+
+    @abstractmethod
+    def where(self, index: int) -> str:
+        """File (and sample) of the image, for messages."""
+
+
+class TensorImages(ImageSet):
+    """Images that fit in memory: `images` uint8 (N, C, H, W), `labels` int64 (N,), `origin` the file they came from."""
+
+    def __init__(self, images: Tensor, labels: Tensor, origin: str) -> None:
+        self.images = images
+        self.labels = labels
+        self.origin = origin
+
+    def load(self, index: int) -> Tensor:
+        """See `ImageSet.load`."""
+        return self.images[index]
+
+    def where(self, index: int) -> str:
+        """See `ImageSet.where`."""
+        return f"{self.origin}, image {index}"
+
+
+class Subset(ImageSet):
+    """Some images of another set, in the order of `indices`."""
+
+    def __init__(self, images: ImageSet, indices: Sequence[int] | Tensor) -> None:
+        self.images = images
+        self.indices = torch.as_tensor(indices, dtype=torch.int64)
+        self.labels = images.labels[self.indices]
+
+    def load(self, index: int) -> Tensor:
+        """See `ImageSet.load`."""
+        return self.images.load(int(self.indices[index]))
+
+    def where(self, index: int) -> str:
+        """See `ImageSet.where`."""
+        return self.images.where(int(self.indices[index]))
+
+
+@dataclass(frozen=True)
+class Source:
+    """A training and a validation set of the same classes.
+
+    `image_size` is (H, W) of what the network gets. `native` says that the stored images have that size; otherwise they
+    are cropped and resized to it. `flip` says that a mirrored image keeps its class. `mean` and `std` have one value
+    per channel, on [0, 1]. `skipped` lists what was left out because the caller asked for bad samples to be skipped.
+    """
+
+    name: str
+    train: ImageSet
+    val: ImageSet
+    classes: tuple[str, ...]
+    channels: int
+    image_size: tuple[int, int]
+    native: bool
+    flip: bool
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    skipped: tuple[str, ...] = field(default=())
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether loading an image costs next to nothing, so that worker processes would not pay."""
+        return isinstance(self.train, TensorImages)
+
+    def limited(self, train: int | None, val: int | None) -> Source:
+        """The source with at most `train` and `val` images: a fixed random subset, the same for every seed."""
+        return replace(self, train=_subset(self.train, train), val=_subset(self.val, val))
+
+
+def _subset(images: ImageSet, limit: int | None) -> ImageSet:
+    if limit is None or limit >= len(images):
+        return images
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:limit].sort().values
+    if isinstance(images, TensorImages):
+        return TensorImages(images.images[chosen], images.labels[chosen], f"{images.origin} (subset)")
+    return Subset(images, chosen)
+
+
+def require_classes(where: str, classes: Sequence[str], train: ImageSet) -> None:
+    """Raise `DataError` unless the training set is not empty and has images of at least two classes."""
+    if len(train) == 0:
+        raise DataError(f"{where}: the training set is empty; at least one image of each of two classes is needed")
+    present = train.labels.unique()
+    if len(present) < 2:
+        only = classes[int(present[0])] if len(present) and int(present[0]) < len(classes) else "?"
+        raise DataError(
+            f"{where}: all {len(train)} training images are of one class, {only!r}; "
+            "a classifier needs at least two classes"
+        )
+
+
+def require_labels(labels: Tensor, num_classes: int, images: ImageSet) -> None:
+    """Raise `DataError`, naming the first sample, where a label is outside 0 … num_classes - 1."""
+    wrong = ((labels < 0) | (labels >= num_classes)).nonzero()
+    if len(wrong):
+        index = int(wrong[0])
+        raise DataError(
+            f"{images.where(index)}: label {int(labels[index])} is out of range; expected 0 … {num_classes - 1} "
+            f"({len(wrong)} such samples)"
+        )

@@ -1,0 +1,141 @@
+"""Checkpoints: written whole or not at all, read without unpickling code, refused where they belong to something
+else.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.plugins.io import CheckpointIO
+from torch import Tensor
+
+from condconv.errors import CheckpointError
+from condconv.training.files import write_bytes
+from condconv.training.interruption import Interrupted, StopRequest, agree
+
+FORMAT = 1
+SAVE_EVERY_SECONDS = 300.0
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Lightning's way to files, through `write_bytes` and `torch.load(weights_only=True)`."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write the checkpoint, or raise `CheckpointError` and leave the former one."""
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_bytes(Path(path), buffer.getvalue())
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """See `read_checkpoint`."""
+        return read_checkpoint(Path(path))
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Delete a checkpoint."""
+        Path(path).unlink(missing_ok=True)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of this package; `CheckpointError` where it is missing, damaged or something else."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such checkpoint") from None
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path}: not a readable checkpoint, truncated or damaged ({reason})") from error
+    if not isinstance(checkpoint, dict) or "condconv" not in checkpoint:
+        raise CheckpointError(f"{path}: a file of torch, but not a checkpoint of 'condconv train'")
+    if checkpoint["condconv"]["format"] > FORMAT:
+        raise CheckpointError(
+            f"{path}: written in format {checkpoint['condconv']['format']} by a newer version; this one reads {FORMAT}"
+        )
+    return checkpoint
+
+
+def require_same_run(
+    path: Path, checkpoint: dict[str, Any], identity: dict[str, Any], module: pl.LightningModule
+) -> None:
+    """Raise `CheckpointError` unless the checkpoint is of this run's network: same settings, same tensors."""
+    saved = checkpoint["condconv"]["identity"]
+    differing = [
+        f"{key} {saved.get(key)!r} there, {identity.get(key)!r} here"
+        for key in sorted(saved.keys() | identity.keys())
+        if saved.get(key) != identity.get(key)
+    ]
+    if differing:
+        raise CheckpointError(
+            f"{path}: a checkpoint of another run ({'; '.join(differing)}); "
+            "resume the run that wrote it, or start a new one"
+        )
+    mismatches = tensor_mismatches(checkpoint["state_dict"], module.state_dict())
+    if mismatches:
+        raise CheckpointError(f"{path}: a checkpoint of another model; " + "; ".join(mismatches))
+
+
+def tensor_mismatches(found: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
+    """What differs in names and shapes, in words, one entry for each tensor."""
+    problems = [f"{name} is missing" for name in expected.keys() - found.keys()]
+    problems += [f"{name} is not in the model" for name in found.keys() - expected.keys()]
+    problems += [
+        f"{name} is {tuple(found[name].shape)}, expected {tuple(expected[name].shape)}"
+        for name in found.keys() & expected.keys()
+        if found[name].shape != expected[name].shape
+    ]
+    return sorted(problems)
+
+
+class CheckpointKeeper(pl.Callback):
+    """Keeps one checkpoint up to date: after each epoch, every five minutes inside one, and when asked to stop.
+
+    All processes save and stop at the same step. A stop that comes during validation takes effect after it. Placed
+    last among the callbacks, so that the others' states are those after the step.
+    """
+
+    def __init__(
+        self, path: Path, identity: dict[str, Any], stop: StopRequest, every_seconds: float = SAVE_EVERY_SECONDS
+    ) -> None:
+        self.path = path
+        self.identity = identity
+        self.stop = stop
+        self.every_seconds = every_seconds
+        self._saved_at = time.monotonic()
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Say whose checkpoint it is."""
+        checkpoint["condconv"] = {"format": FORMAT, "identity": self.identity}
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Inside an epoch: save when it is time, stop when asked. The last step is left to the end of the epoch."""
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            return
+        due = time.monotonic() - self._saved_at >= self.every_seconds
+        # One number for both questions: which signal came (in any process), and whether it is time.
+        agreed = agree(2 * self.stop.signum + due)
+        if agreed:
+            self._save(trainer)
+        if agreed > 1:
+            raise Interrupted(agreed // 2)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save, and stop when asked."""
+        self._save(trainer)
+        signum = agree(self.stop.signum)
+        if signum:
+            raise Interrupted(signum)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        trainer.save_checkpoint(self.path)
+        self._saved_at = time.monotonic()

@@ -1,0 +1,59 @@
+"""What the user sees while it trains: a coloured table on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+
+from condconv.training.callbacks import Row
+
+_HEADER = (
+    f"{'network':<12} {'epoch':>9} {'loss':>8} {'val loss':>8} {'accuracy':>9} {'images/s':>9} {'memory':>9} "
+    f"{'entropy':>8} {'ETA':>8}"
+)
+
+
+class RunConsole:
+    """Prints notices and one line for each epoch; silent in all processes but the first."""
+
+    def __init__(self, quiet: bool = False, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.console.quiet = quiet
+        self._network = ""
+
+    def notice(self, text: str) -> None:
+        """One line the user should see."""
+        self.console.print(escape(text), style="yellow" if text.startswith("notice:") else "")
+
+    def epoch(self, rows: Sequence[Row], epochs: int) -> None:
+        """The line of the last row; a header where a network begins."""
+        row = rows[-1]
+        if row["network"] != self._network:
+            self._network = str(row["network"])
+            self.console.print(_HEADER, style="bold")
+        self.console.print(epoch_line(rows, epochs))
+
+    def table(self, text: str) -> None:
+        """A block of text as it is."""
+        self.console.print(escape(text))
+
+
+def epoch_line(rows: Sequence[Row], epochs: int) -> str:
+    """One aligned line. The ETA is for this network: epochs left times the mean of those done."""
+    row = rows[-1]
+    left = (epochs - int(row["epoch"])) * sum(float(r["seconds"]) for r in rows) / len(rows)
+    entropy = f"{row['router_entropy']:8.4f}" if row["router_entropy"] != "" else f"{'-':>8}"
+    return (
+        f"{row['network']:<12} {row['epoch']:>4}/{epochs:<4} {row['train_loss']:8.4f} {row['val_loss']:8.4f} "
+        f"{100 * float(row['val_accuracy']):8.2f}% {row['images_per_s']:9.0f} {row['memory_mb']:6.0f} MB {entropy} "
+        f"{duration(left):>8}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds as h:mm:ss or m:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,82 @@
+"""Loaders whose position inside an epoch is part of the checkpoint."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader
+
+from condconv.data import EpochSampler, ImageView, Sample, Source
+from condconv.training.interruption import leave_signals_to_parent
+
+
+def default_workers(source: Source) -> int:
+    """No processes for a set in memory, else one for each core up to eight."""
+    return 0 if source.in_memory else min(8, os.cpu_count() or 1)
+
+
+class PositionedLoader(DataLoader[Sample]):
+    """A loader that Lightning recognises as resumable; the position itself is kept by `SourceDataModule`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: see `SourceDataModule.state_dict`."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing: see `SourceDataModule.load_state_dict`."""
+
+
+class SourceDataModule(pl.LightningDataModule):
+    """Training and validation loaders of a source, in the order of (seed, epoch), shared among processes."""
+
+    def __init__(self, source: Source, *, batch_size: int, seed: int, workers: int, skip_bad: bool = False) -> None:
+        super().__init__()
+        self.source = source
+        self.batch_size = batch_size
+        self.workers = workers
+        self.train_view = ImageView(source, train=True, seed=seed, skip_bad=skip_bad)
+        self.val_view = ImageView(source, train=False, seed=seed, skip_bad=skip_bad)
+        self.seed = seed
+        self.start = (0, 0)
+
+    def train_dataloader(self) -> PositionedLoader:
+        """Full batches only: the few images left over are others in each epoch."""
+        sampler = self._sampler(self.train_view, shuffle=True)
+        sampler.resume(*self.start)
+        return self._loader(self.train_view, sampler, drop_last=True)
+
+    def val_dataloader(self) -> PositionedLoader:
+        """Every image once."""
+        return self._loader(self.val_view, self._sampler(self.val_view, shuffle=False), drop_last=False)
+
+    def _sampler(self, view: ImageView, shuffle: bool) -> EpochSampler:
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return EpochSampler(len(view), shuffle=shuffle, seed=self.seed, rank=rank, world_size=world_size)
+
+    def _loader(self, view: ImageView, sampler: EpochSampler, drop_last: bool) -> PositionedLoader:
+        return PositionedLoader(
+            view,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            drop_last=drop_last,
+            num_workers=self.workers,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=leave_signals_to_parent,
+            # A generator of its own: starting a pass over the data must not draw from the one that dropout uses.
+            generator=torch.Generator().manual_seed(0),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Epoch, and samples of this process already trained on in it."""
+        assert self.trainer is not None
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        if progress.is_last_batch:
+            return {"epoch": self.trainer.current_epoch + 1, "position": 0}
+        return {"epoch": self.trainer.current_epoch, "position": progress.current.ready * self.batch_size}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Begin the next training loader at the saved position."""
+        self.start = (state["epoch"], state["position"])

@@ -1,0 +1,233 @@
+"""One run from settings to summary: each network in turn, from the same seed and data order, resumable at any step."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.distributed
+from pytorch_lightning.strategies import DDPStrategy
+from torch import nn
+
+from condconv.data import ImageView, open_source
+from condconv.errors import ArgumentError, DataError
+from condconv.routers.schedule import TemperatureSchedule
+from condconv.training.callbacks import (
+    DamagedImages,
+    EpochRows,
+    Row,
+    TemperatureAnnealing,
+    annealing_steps,
+    has_temperature,
+)
+from condconv.training.checkpoint import AtomicCheckpointIO, CheckpointKeeper, read_checkpoint, require_same_run
+from condconv.training.config import PRECISIONS, TrainConfig
+from condconv.training.console import RunConsole
+from condconv.training.datamodule import SourceDataModule, default_workers
+from condconv.training.evaluation import evaluate, latency_ms
+from condconv.training.interruption import StopRequest
+from condconv.training.module import GRADIENT_CLIP_NORM, ClassificationModule
+from condconv.training.networks import NetworkSpec, plan_networks
+from condconv.training.report import NetworkResult, save_weights, write_report
+from condconv.training.run_folder import RunFolder
+
+# These change nothing about the results, so a checkpoint may be resumed with others.
+FREE_TO_CHANGE = frozenset({"name", "out", "workers", "device"})
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Which of how many processes this is, as torchrun says in the environment."""
+
+    rank: int
+    world_size: int
+    local_world_size: int
+
+    @classmethod
+    def from_environment(cls) -> Processes:
+        """One process where torchrun says nothing."""
+        world_size = int(os.environ.get("WORLD_SIZE", 1))
+        return cls(int(os.environ.get("RANK", 0)), world_size, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
+
+
+@dataclass
+class Trained:
+    """A network after its last epoch."""
+
+    network: nn.Module
+    rows: Sequence[Row]
+    damaged: DamagedImages
+
+
+class Experiment:
+    """Trains the networks of one configuration, and writes the run folder (in the first process)."""
+
+    def __init__(self, config: TrainConfig, stop: StopRequest, console: RunConsole) -> None:
+        self.stop = stop
+        self.console = console
+        self.processes = Processes.from_environment()
+        self.device = resolve_device(config)
+        self.source = open_source(config.data, skip_bad=config.skip_bad_images)
+        self.source = self.source.limited(config.limit_train, config.limit_val)
+        self.config = config
+        self.batch_size = self._fitting_batch_size()
+        workers = config.workers if config.workers is not None else default_workers(self.source)
+        self.workers = workers
+        self.specs = plan_networks(config, self.source)
+
+    def _fitting_batch_size(self) -> int:
+        most = len(self.source.train) // self.processes.world_size
+        if most < 1:
+            raise DataError(
+                f"{self.source.name}: {len(self.source.train)} training images for {self.processes.world_size} "
+                "processes; each needs at least one"
+            )
+        if self.config.batch_size > most:
+            self.console.notice(
+                f"notice: --batch-size {self.config.batch_size} is larger than the training set of "
+                f"{len(self.source.train)} images; reduced to {most}"
+            )
+        return min(self.config.batch_size, most)
+
+    def run(self, folder: RunFolder) -> str:
+        """Train, report, and return the results table ("" in processes other than the first)."""
+        silence_lightning()
+        done: list[Row] = []
+        trained: list[Trained] = []
+        for spec in self.specs:
+            self.stop.check()
+            trained.append(self._train(spec, folder, done))
+            done += trained[-1].rows
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.barrier()
+            torch.distributed.destroy_process_group()
+        return self._report(folder, trained) if self.processes.rank == 0 else ""
+
+    def _train(self, spec: NetworkSpec, folder: RunFolder, done: Sequence[Row]) -> Trained:
+        network = spec.build()
+        data = SourceDataModule(
+            self.source,
+            batch_size=self.batch_size,
+            seed=self.config.seed,
+            workers=self.workers,
+            skip_bad=self.config.skip_bad_images,
+        )
+        steps = len(self.source.train) // self.processes.world_size // self.batch_size
+        module = ClassificationModule(
+            network,
+            num_classes=len(self.source.classes),
+            lr=self.config.lr,
+            total_steps=steps * self.config.epochs,
+        )
+
+        def on_row(rows: list[Row]) -> None:
+            if self.processes.rank == 0:
+                folder.write_metrics([*done, *rows])
+                self.console.epoch(rows, self.config.epochs)
+
+        rows, damaged = EpochRows(spec.name, on_row), DamagedImages()
+        callbacks: list[pl.Callback] = [rows, damaged]
+        if has_temperature(network):
+            schedule = TemperatureSchedule(network, annealing_steps(steps, self.config.epochs))
+            callbacks.insert(0, TemperatureAnnealing(schedule))
+        path, identity = folder.checkpoint(spec.name), self._identity(spec)
+        callbacks.append(CheckpointKeeper(path, identity, self.stop))
+        resuming = path.exists()
+        if resuming:
+            checkpoint = read_checkpoint(path)
+            require_same_run(path, checkpoint, identity, module)
+        torch.manual_seed(self.config.seed + self.processes.rank)
+        trainer = self._trainer(callbacks)
+        trainer.fit(module, datamodule=data, ckpt_path=str(path) if resuming else None, weights_only=True)
+        return Trained(module.network, rows.rows, damaged)
+
+    def _identity(self, spec: NetworkSpec) -> dict[str, Any]:
+        settings = {name: value for name, value in self.config.to_dict().items() if name not in FREE_TO_CHANGE}
+        return {**settings, "network": spec.name, "processes": self.processes.world_size}
+
+    def _trainer(self, callbacks: list[pl.Callback]) -> pl.Trainer:
+        distributed = self.processes.world_size > 1
+        backend = "nccl" if self.device.type == "cuda" else "gloo"
+        return pl.Trainer(
+            max_epochs=self.config.epochs,
+            accelerator="gpu" if self.device.type == "cuda" else self.device.type,
+            devices=self.processes.local_world_size if distributed else 1,
+            num_nodes=self.processes.world_size // self.processes.local_world_size,
+            strategy=DDPStrategy(process_group_backend=backend) if distributed else "auto",
+            precision=PRECISIONS[self.config.precision],
+            gradient_clip_val=GRADIENT_CLIP_NORM,
+            callbacks=callbacks,
+            plugins=[AtomicCheckpointIO()],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+        )
+
+    def _report(self, folder: RunFolder, trained: Sequence[Trained]) -> str:
+        view = ImageView(self.source, train=False, skip_bad=self.config.skip_bad_images)
+        image_shape = (self.source.channels, *self.source.image_size)
+        results = []
+        for spec, one in zip(self.specs, trained, strict=True):
+            self.stop.check()
+            evaluation = evaluate(
+                one.network, view, len(self.source.classes), self.batch_size, self.workers, self.device
+            )
+            results.append(NetworkResult(spec, one.rows, evaluation, latency_ms(one.network, image_shape, self.device)))
+            save_weights(folder, spec, one.network, self.config, self.source)
+        damaged = self._damaged(trained)
+        if damaged:
+            self.console.notice(f"notice: skipped {len(damaged)} damaged samples, listed in {folder.summary}")
+        return write_report(folder, self.config, self.source, results, damaged, self.device)
+
+    def _damaged(self, trained: Sequence[Trained]) -> list[str]:
+        train = sorted({index for one in trained for index in one.damaged.train})
+        val = sorted({index for one in trained for index in one.damaged.val})
+        places = [self.source.train.where(i) for i in train] + [self.source.val.where(i) for i in val]
+        return [*self.source.skipped, *(f"{place}: cannot be decoded" for place in places)]
+
+
+def resolve_device(config: TrainConfig) -> torch.device:
+    """The device of `--device`; `ArgumentError` where it is not there or cannot do the precision."""
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ArgumentError(
+            "--device cuda: torch finds no CUDA device; pass --device cpu or install torch for your GPU"
+        )
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ArgumentError("--device mps: torch finds no Apple GPU; pass --device cpu")
+    if config.precision == "16" and name == "cpu":
+        raise ArgumentError("--precision 16: float16 training needs a GPU; pass --precision bf16 or 32")
+    return torch.device(name)
+
+
+def silence_lightning() -> None:
+    """Keep what Lightning says about its own settings off the user's screen."""
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    warnings.filterwarnings("ignore", module="lightning_fabric")
+
+
+def resumed_config(saved: TrainConfig, given: dict[str, Any]) -> TrainConfig:
+    """The settings of a resumed run: those it was started with, and of those given now what is free to change.
+
+    Raises `ArgumentError` naming the first flag that would make it another run.
+    """
+    for name, value in given.items():
+        if name not in FREE_TO_CHANGE and getattr(saved, name) != value:
+            raise ArgumentError(
+                f"--{name.replace('_', '-')}={value!r}: the run to resume was started with {getattr(saved, name)!r}, "
+                "and a resumed run keeps its settings; leave the flag out, or start a new run"
+            )
+    return replace(saved, **{name: given[name] for name in ("workers", "device") if name in given})

@@ -1,0 +1,129 @@
+"""The folder of one run: `<out>/<name>-N/`, made once, never overwritten."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import fcntl
+import io
+import itertools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from condconv.errors import ArgumentError, CheckpointError
+from condconv.training.callbacks import COLUMNS, Row
+from condconv.training.config import TrainConfig
+from condconv.training.files import remove_temporaries, write_text
+
+
+class RunFolder:
+    """Paths inside a run folder, and the lock that keeps two processes from training into it at once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: int | None = None
+
+    @classmethod
+    def create(cls, config: TrainConfig) -> RunFolder:
+        """Make the first free `<out>/<name>-N/`. Raises `ArgumentError` where the folder cannot be written."""
+        out = Path(config.out).expanduser()
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            for number in itertools.count(1):
+                path = out / f"{config.run_name}-{number}"
+                try:
+                    path.mkdir()
+                    break
+                except FileExistsError:
+                    continue
+            (path / "checkpoints").mkdir()
+        except OSError as error:
+            raise ArgumentError(
+                f"--out {config.out}: the run folder cannot be made ({error.strerror}); pass a folder you can write to"
+            ) from error
+        folder = cls(path)
+        folder.lock()
+        write_text(folder.config, yaml.safe_dump(config.to_dict(), sort_keys=False))
+        return folder
+
+    @classmethod
+    def existing(cls, path: Path) -> RunFolder:
+        """A run folder to go on with, cleared of half-written files. `CheckpointError` where it is none, or in use."""
+        folder = cls(path)
+        if not folder.config.exists():
+            raise CheckpointError(f"{path}: not a run folder (no config.yaml in it)")
+        folder.lock()
+        remove_temporaries(path)
+        remove_temporaries(path / "checkpoints")
+        return folder
+
+    def lock(self) -> None:
+        """Hold the folder until `close`, or until the process ends, however it ends."""
+        try:
+            self._lock = os.open(self.path / ".lock", os.O_WRONLY | os.O_CREAT, 0o644)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self.close()
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                raise CheckpointError(f"{self.path}: in use by another process, or not writable") from None
+            raise CheckpointError(f"{self.path}: the run folder cannot be written ({error.strerror})") from error
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    @property
+    def config(self) -> Path:
+        """The resolved settings."""
+        return self.path / "config.yaml"
+
+    @property
+    def summary(self) -> Path:
+        """The last file to be written: where it stands, the run is finished."""
+        return self.path / "summary.md"
+
+    def checkpoint(self, network: str) -> Path:
+        """The training state of one network."""
+        return self.path / "checkpoints" / f"{network}.ckpt"
+
+    def weights(self, network: str) -> Path:
+        """The trained weights of one network."""
+        return self.path / f"{network}.safetensors"
+
+    def read_config(self) -> TrainConfig:
+        """The settings the run was started with. `CheckpointError` where they cannot be read."""
+        try:
+            settings = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+            return TrainConfig(**settings)
+        except (OSError, yaml.YAMLError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{self.config}: not the settings of a run of this version ({error})") from error
+
+    def write_metrics(self, rows: Sequence[Row]) -> None:
+        """metrics.csv with all rows so far, replaced as a whole."""
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(self.path / "metrics.csv", buffer.getvalue())
+
+
+def find_run(run: str, out: str) -> Path:
+    """The folder `--resume RUN` means: a path, a name inside `out`, or, where RUN is empty, the newest unfinished run.
+
+    Raises `CheckpointError` where there is none.
+    """
+    base = Path(out).expanduser()
+    if run:
+        for path in (Path(run).expanduser(), base / run):
+            if path.is_dir():
+                return path
+        raise CheckpointError(f"--resume {run}: no such run folder, neither as a path nor in {base}")
+    unfinished = [path.parent for path in base.glob("*/config.yaml") if not RunFolder(path.parent).summary.exists()]
+    if not unfinished:
+        raise CheckpointError(f"--resume: no unfinished run in {base}; name one with --resume RUN, or start a new one")
+    return max(unfinished, key=lambda path: (path / "config.yaml").stat().st_mtime)

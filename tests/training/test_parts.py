@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from condconv.errors import ArgumentError, CheckpointError, NonFiniteError
+from condconv.training import experiment
+from condconv.training.callbacks import annealing_steps
+from condconv.training.checkpoint import tensor_mismatches
+from condconv.training.config import TrainConfig
+from condconv.training.console import duration
+from condconv.training.figures import depths
+from condconv.training.files import remove_temporaries, write_bytes
+from condconv.training.interruption import Interrupted, StopRequest
+from condconv.training.module import ClassificationModule, learning_rate_factor
+from condconv.training.networks import find_width
+from condconv.training.routing import RoutingStatistics, normalised_entropy
+from condconv.training.run_folder import RunFolder, find_run
+
+
+def test_learning_rate_warms_up_and_ends_at_zero() -> None:
+    factors = [learning_rate_factor(step, 100) for step in range(101)]
+    assert factors[:5] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6])
+    assert max(factors) == factors[5] == 1.0
+    assert all(later < earlier for earlier, later in zip(factors[5:], factors[6:], strict=False))
+    assert factors[100] == pytest.approx(0)
+
+
+def test_temperature_is_annealed_over_ten_epochs_or_half_of_a_short_run() -> None:
+    assert annealing_steps(100, 300) == 1000
+    assert annealing_steps(100, 6) == 300
+    assert annealing_steps(1, 1) == 1
+
+
+def test_routing_statistics_equal_a_naive_computation() -> None:
+    coefficients, labels = torch.rand(60, 4), torch.randint(0, 3, (60,))
+    labels[5] = -1
+    streaming = RoutingStatistics({"a": 4, "b": 4}, num_classes=3)
+    for batch in torch.arange(60).split(7):
+        streaming.update({"a": coefficients[batch], "b": coefficients[batch] * 2}, labels[batch])
+    means, entropy = streaming.compute()
+    for label in range(3):
+        assert torch.allclose(means["a"][label], coefficients[labels == label].mean(dim=0))
+    shares = coefficients[labels >= 0] / coefficients[labels >= 0].sum(dim=1, keepdim=True)
+    naive = -(shares * shares.log()).sum(dim=1).mean() / torch.tensor(4.0).log()
+    assert entropy == pytest.approx(float(naive), abs=1e-6)
+
+
+def test_entropy_is_normalised() -> None:
+    rows = torch.tensor([[0.5, 0.5], [1.0, 0.0], [0.2, 0.2]])
+    assert normalised_entropy(rows).tolist() == pytest.approx([1.0, 0.0, 1.0])
+    assert normalised_entropy(torch.ones(3, 1)).tolist() == [0.0] * 3
+
+
+def test_find_width_meets_the_target_or_says_why_not() -> None:
+    def macs(width: float) -> int:
+        return 100 * round(64 * width) ** 2
+
+    assert abs(macs(find_width(macs, 700_000)) / 700_000 - 1) <= 0.02
+    with pytest.raises(ArgumentError, match="no width brings the static network within 2%"):
+        find_width(lambda width: 1000 if width < 1.2 else 2000, 1500)
+
+
+def test_depths_count_shared_routing_once_and_span_the_network() -> None:
+    means = [torch.rand(3, 4) for _ in range(6)]
+    routing = {f"block{i}.{part}": means[i] for i in range(6) for part in ("dw", "pw")}
+    assert depths(routing) == ["block0.dw", "block2.dw", "block3.dw", "block5.dw"]
+
+
+def test_tensor_mismatches_name_each_tensor() -> None:
+    found = {"a": torch.zeros(2), "b": torch.zeros(3), "c": torch.zeros(1)}
+    expected = {"a": torch.zeros(2), "b": torch.zeros(4), "d": torch.zeros(1)}
+    assert tensor_mismatches(found, expected) == ["b is (3,), expected (4,)", "c is not in the model", "d is missing"]
+
+
+def test_a_file_is_whole_or_as_before(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_bytes(path, b"first")
+    # A limit on the size of a file fails a write in the middle, as a full disk does.
+    program = (
+        "import resource, signal, sys\nfrom pathlib import Path\nfrom condconv.training.files import write_bytes\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "write_bytes(Path(sys.argv[1]), b'x' * 5000)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True)
+    assert done.returncode == 1 and "CheckpointError" in done.stderr and "could not be written" in done.stderr
+    assert path.read_bytes() == b"first"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
+    (tmp_path / ".a.ckpt.123.tmp").write_bytes(b"half")
+    (tmp_path / "a.ckpt").write_bytes(b"whole")
+    remove_temporaries(tmp_path)
+    assert os.listdir(tmp_path) == ["a.ckpt"]
+
+
+def test_run_folders_are_numbered_locked_and_found(tmp_path: Path) -> None:
+    config = TrainConfig(data="digits", name="run", out=str(tmp_path))
+    first, second = RunFolder.create(config), RunFolder.create(config)
+    assert (first.path.name, second.path.name) == ("run-1", "run-2")
+    with pytest.raises(CheckpointError, match="in use by another process"):
+        RunFolder.existing(first.path)
+    first.close()
+    again = RunFolder.existing(first.path)
+    assert again.read_config() == config
+    os.utime(second.config, (1, 1))
+    assert find_run("", str(tmp_path)) == first.path
+    first.summary.touch()
+    assert find_run("", str(tmp_path)) == second.path
+    assert find_run("run-1", str(tmp_path)) == first.path
+    for folder in (again, second):
+        folder.close()
+    (tmp_path / "other").mkdir()
+    with pytest.raises(CheckpointError, match="not a run folder"):
+        RunFolder.existing(tmp_path / "other")
+    first.config.write_text("data: digits\nunknown: 1\n")
+    with pytest.raises(CheckpointError, match="not the settings of a run"):
+        first.read_config()
+
+
+def test_the_default_name_is_a_plain_folder_name() -> None:
+    assert TrainConfig(data="../some/my set/").run_name == "my-set-mobilenetv1_025-condconv"
+
+
+def test_a_stop_request_remembers_the_first_signal() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest() as stop:
+        stop.check()
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            stop.check()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_loss_that_is_not_finite_stops_the_run() -> None:
+    module = ClassificationModule(nn.Linear(2, 2), num_classes=2, lr=0.5, total_steps=3)
+    module.train_loss.update(torch.tensor(1.0), 1)
+    module.require_finite(0)
+    module.train_loss.update(torch.tensor(float("inf")), 1)
+    with pytest.raises(NonFiniteError, match=r"epoch 1, by step 2 of it; lower --lr \(now 0.5\)"):
+        module.require_finite(1)
+
+
+def test_devices_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert experiment.resolve_device(TrainConfig(data="digits")).type == "cpu"
+    with pytest.raises(ArgumentError, match="torch finds no CUDA device"):
+        experiment.resolve_device(TrainConfig(data="digits", device="cuda"))
+    with pytest.raises(ArgumentError, match="float16 training needs a GPU"):
+        experiment.resolve_device(TrainConfig(data="digits", precision="16"))
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (61, "1:01"), (3725, "1:02:05")])
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
