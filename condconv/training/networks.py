@@ -13,7 +13,7 @@ from condconv.conversion import convert
 from condconv.counting import count
 from condconv.data import Source
 from condconv.errors import ArgumentError
-from condconv.models import create_model, static_twin
+from condconv.models import create_model, initialise_experts, static_twin
 from condconv.registry import unknown_name_message
 from condconv.training.config import SMALL_INPUT, SMALL_INPUT_STRIDES, SMALLEST_MAP, TrainConfig
 from condconv.training.routing import conditional_layers
@@ -102,7 +102,9 @@ class _Builder:
         if self._is_conditional_name():
             return create_model(self.config.model, num_experts=self.config.num_experts, **self.arguments)
         model = create_model(self.config.model, **self.arguments)
-        return convert(model, self.config.variant, num_experts=self.config.num_experts, init="fresh")
+        model = convert(model, self.config.variant, num_experts=self.config.num_experts, init="fresh")
+        initialise_experts(model)  # as the static twin draws its kernels, so that the two start alike
+        return model
 
     def _is_conditional_name(self) -> bool:
         return bool(conditional_layers(create_model(self.config.model, **self.arguments)))
