@@ -1,0 +1,7 @@
+"""Conversion of any network: plan → apply → revert or collapse."""
+
+from condconv.conversion.apply import forget_originals, revert
+from condconv.conversion.collapse import Deviation, collapse
+from condconv.conversion.plan import Plan, PlannedLayer, convert, plan
+
+__all__ = ["Deviation", "Plan", "PlannedLayer", "collapse", "convert", "forget_originals", "plan", "revert"]

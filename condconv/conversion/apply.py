@@ -1,0 +1,256 @@
+"""Swapping layers: into conditional ones, and back.
+
+A converted layer keeps the static one that it replaced in an `Origin`, a plain object: it is in neither `parameters()`
+nor `state_dict()`, but deepcopy and pickle carry it along, with ties between layers intact.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from condconv.conversion.same_padding import pads_same, same_padded
+from condconv.conversion.sharing import Group
+from condconv.conversion.upcycle import constant_scale, upcycle
+from condconv.errors import ConversionError
+from condconv.layers import ConditionalLayer, RouterFactory
+from condconv.routers import Router, RoutingScope, attach_scope, detach_scopes
+from condconv.routers.gates import SoftmaxGate, StepWatch
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One layer to replace."""
+
+    name: str
+    static: nn.Module
+    conditional: type[ConditionalLayer]
+    own_router: bool
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a converted layer comes from."""
+
+    static: nn.Module
+    digests: tuple[str, ...]
+    """Of the layer's and its router's parameters right after conversion."""
+    dtype: torch.dtype
+
+
+def apply_steps(
+    model: nn.Module,
+    steps: Sequence[Step],
+    groups: Sequence[Group],
+    router: RouterFactory,
+    num_experts: int,
+    init: str,
+) -> nn.Module:
+    """Replace the layers and return the model; everything is built before anything is swapped.
+
+    Raises:
+        ConversionError: a layer is not where it was when the plan was made.
+    """
+    places = {id(step.static): list(_places(model, step.static)) for step in steps}
+    for step in steps:
+        if step.static is not model and not places[id(step.static)]:
+            raise ConversionError(f"Plan.apply: {step.name} was replaced since the plan was made; make a new plan")
+    made = {step.name: _build(step, router, num_experts) for step in steps}
+    shared = [_shared_router(group, made, router, num_experts) for group in groups]
+    routers = {name: layer.router for name, layer in made.items() if layer.router is not None}
+    routers.update({name: one for group, one in zip(groups, shared, strict=True) for name in group.layers})
+    _share_watch(list(routers.values()))
+    for step in steps:
+        _initialise(made[step.name], step, routers[step.name], init)
+    for step in steps:
+        for parent, child in places[id(step.static)]:
+            setattr(parent, child, made[step.name])
+        if step.static is model:
+            model = made[step.name]
+    for group, one in zip(groups, shared, strict=True):
+        layers = [made[name] for name in group.layers]
+        attach_scope(
+            model,
+            group.source,
+            layers,
+            one,
+            rank=group.rank,
+            channels_last=group.channels_last,
+            spans_blocks=group.spans_blocks,
+        )
+    for step in steps:
+        dtype = cast(Tensor, step.static.weight).dtype
+        digests = tuple(_digests(made[step.name], routers[step.name], dtype))
+        object.__setattr__(made[step.name], "origin", Origin(step.static, digests, dtype))
+    return model
+
+
+def origin_of(layer: ConditionalLayer) -> Origin | None:
+    """Return where a layer comes from, or None for one that was built conditional or loaded."""
+    return getattr(layer, "origin", None)
+
+
+def forget_originals(model: nn.Module) -> nn.Module:
+    """Drop the static layers that conversion keeps (memory; `revert` is then refused) and return the model."""
+    for _, layer in conditional_layers(model):
+        vars(layer).pop("origin", None)
+    return model
+
+
+def revert(model: nn.Module, discard_training: bool = False) -> nn.Module:
+    """Undo every conversion in a model, in place, and return it: the layers of before, as the same objects.
+
+    They come back with their weights, hooks, `requires_grad` and ties, on the device, in the dtype and in the mode that
+    the converted layers have now.
+
+    Args:
+        model: a model with converted layers.
+        discard_training: revert though experts or routers have changed since the conversion; what they learned is lost,
+            what the rest of the network learned stays.
+
+    Raises:
+        ConversionError: there is nothing to revert, a layer has no original, or experts or routers have changed.
+    """
+    layers = list(conditional_layers(model))
+    if not layers:
+        raise ConversionError("revert: the model has no conditional layer, so there is nothing to revert")
+    missing = [name for name, layer in layers if origin_of(layer) is None]
+    if missing:
+        raise ConversionError(
+            f"revert: no original is known of {_some(missing)}: built conditional or loaded from disk, where only the "
+            "experts are kept; condconv.collapse gives a static network"
+        )
+    routers = _routers(model)
+    changed = [] if discard_training else [name for name, layer in layers if _has_changed(layer, routers)]
+    if changed:
+        raise ConversionError(
+            f"revert: {_some(changed)} changed since the conversion, and would go back to the weights of before while "
+            "the rest of the network keeps what it learned; use condconv.collapse(model, loader) for a static network "
+            "that keeps the training, or pass discard_training=True"
+        )
+    detach_scopes(model)
+    for _, layer in layers:
+        static = _restored(layer)
+        for parent, child in list(_places(model, layer)):
+            setattr(parent, child, static)
+        if layer is model:
+            model = static
+    return model
+
+
+def conditional_layers(model: nn.Module) -> Iterator[tuple[str, ConditionalLayer]]:
+    """Yield the names and conditional layers of a model."""
+    for name, module in model.named_modules():
+        if isinstance(module, ConditionalLayer):
+            yield name, module
+
+
+def replace_layer(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
+    """Put `new` wherever `old` is in `model`, and return the model."""
+    for parent, child in list(_places(model, old)):
+        setattr(parent, child, new)
+    return new if old is model else model
+
+
+def _places(model: nn.Module, wanted: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    for parent in model.modules():
+        for child, module in parent._modules.items():
+            if module is wanted:
+                yield parent, child
+
+
+def _build(step: Step, router: RouterFactory, num_experts: int) -> ConditionalLayer:
+    kind = same_padded(step.conditional) if pads_same(step.static) else step.conditional
+    layer = kind.from_static(step.static, num_experts, router=router if step.own_router else False)
+    layer.path = step.name
+    # The same dictionaries, not copies: handles that were given out keep working, before and after a revert.
+    for hooks in _HOOKS:
+        layer.__dict__[hooks] = step.static.__dict__[hooks]
+    layer._is_full_backward_hook = step.static._is_full_backward_hook
+    for parameter, before in ((layer.bank.weight, step.static.weight), (layer.bank.bias, step.static.bias)):
+        if parameter is not None:
+            parameter.requires_grad_(cast(Tensor, before).requires_grad)
+    return layer
+
+
+def _shared_router(group: Group, made: dict[str, ConditionalLayer], router: RouterFactory, num_experts: int) -> Router:
+    like = made[group.layers[0]]
+    return router(group.in_channels, num_experts).to(like.weight).train(like.training)
+
+
+def _share_watch(routers: Sequence[nn.Module]) -> None:
+    """One watch for all softmax gates, so that a forgotten schedule is reported once."""
+    watch = StepWatch()
+    for router in routers:
+        for gate in router.modules():
+            if isinstance(gate, SoftmaxGate):
+                gate.watch = watch
+
+
+def _initialise(layer: ConditionalLayer, step: Step, router: Router, init: str) -> None:
+    if init == "upcycle":
+        scale = constant_scale(router, step.name)
+        upcycle(layer.bank.weight, layer.bank.bias, cast(Tensor, step.static.weight), step.static.bias, scale)  # type: ignore[arg-type]
+
+
+def _routers(model: nn.Module) -> dict[RoutingScope, Router]:
+    found: dict[RoutingScope, Router] = {}
+    for module in model.modules():
+        scope = getattr(module, "routed_scope", None)
+        if isinstance(scope, RoutingScope):
+            found[scope] = cast(Router, module.router)
+    return found
+
+
+def _has_changed(layer: ConditionalLayer, routers: dict[RoutingScope, Router]) -> bool:
+    origin = cast(Origin, origin_of(layer))
+    router = layer.router if layer.scope is None else routers.get(layer.scope)
+    return tuple(_digests(layer, router, origin.dtype)) != origin.digests
+
+
+def _digests(layer: ConditionalLayer, router: nn.Module | None, dtype: torch.dtype) -> Iterator[str]:
+    """A fingerprint of each parameter, in the conversion's dtype so that a detour through a wider one is no change."""
+    for module in (layer.bank, router):
+        for parameter in () if module is None else module.parameters():
+            if parameter.is_meta:
+                yield "meta"
+                continue
+            values = parameter.detach().to("cpu", dtype).contiguous()
+            # Straight from memory: torch has no buffer protocol of its own, and numpy is no dependency.
+            content = (ctypes.c_char * (values.numel() * values.element_size())).from_address(values.data_ptr())
+            yield hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _restored(layer: ConditionalLayer) -> nn.Module:
+    """Return the original, moved to where the converted layer has been moved since."""
+    origin = cast(Origin, origin_of(layer))
+    static = origin.static
+    now = layer.bank.weight
+    before = cast(Tensor, static.weight)
+    if (now.device, now.dtype) != (before.device, before.dtype):
+        static.to(device=now.device, dtype=now.dtype)
+    if static.training != layer.training:
+        static.train(layer.training)
+    return static
+
+
+def _some(names: Sequence[str], limit: int = 3) -> str:
+    return ", ".join(name or "the model" for name in names[:limit]) + (
+        f" and {len(names) - limit} more" if len(names) > limit else ""
+    )
