@@ -1,0 +1,14 @@
+"""Detection: from a detector's outputs to boxes, and the loss that trains it. The network is `condconv.models.SSD`."""
+
+from condconv.detection.boxes import Detections, decode_boxes, detect, encode_boxes
+from condconv.detection.loss import MultiBoxLoss, MultiBoxLosses, match_anchors
+
+__all__ = [
+    "Detections",
+    "MultiBoxLoss",
+    "MultiBoxLosses",
+    "decode_boxes",
+    "detect",
+    "encode_boxes",
+    "match_anchors",
+]

@@ -1,0 +1,183 @@
+"""How the networks of each kind are built: a paper's row, a static backbone, a detector, any other timm network.
+
+`condconv.models.zoo.create_model` finds out which kind a name is; what it was told is kept in an `Origin`, so that the
+same network can be built again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import timm
+import torch
+from torch import nn
+
+from condconv.conversion import convert, forget_originals
+from condconv.conversion.apply import conditional_layers
+from condconv.errors import argument_error
+from condconv.models.backbones import BACKBONES, build_backbone
+from condconv.models.specs import SPECS, Spec
+from condconv.models.ssd import COCO_CLASSES, DETECTORS, SSD
+
+_ORIGIN = "condconv_origin"
+
+STATIC = (*BACKBONES, *DETECTORS)
+"""Names of the static networks that are rows here."""
+
+DEFAULTS: dict[str, Any] = {
+    "num_classes": None,
+    "in_chans": 3,
+    "num_experts": None,
+    "output_stride": None,
+    "width_multiplier": 1.0,
+    "features_only": False,
+}
+"""The arguments of `create_model` that say which network it is, and their defaults."""
+
+# Where weights come from and where they go says nothing about which network it is.
+_NOT_THE_NETWORK = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "device", "dtype")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How a network was made: the `create_model` call that makes it again."""
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+def origin_of(model: nn.Module) -> Origin | None:
+    """The `create_model` call that made ``model``, or None for a network from elsewhere."""
+    return getattr(model, _ORIGIN, None)
+
+
+def set_origin(model: nn.Module, name: str, arguments: Mapping[str, Any]) -> None:
+    """Remember the `create_model` call that makes ``model`` again."""
+    kept = {key: value for key, value in not_default(arguments).items() if key not in _NOT_THE_NETWORK}
+    # A plain attribute: it travels with deepcopy and pickle, and is no part of the state dict.
+    object.__setattr__(model, _ORIGIN, Origin(name, kept))
+
+
+def not_default(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that differ from their defaults: timm's entry points do not all take all of them."""
+    return {key: value for key, value in arguments.items() if value != DEFAULTS.get(key, ...)}
+
+
+def published_name(name: str) -> str | None:
+    """Timm's name for the network of a row, if there are weights of it to download."""
+    row = SPECS.get(name) or BACKBONES.get(name)
+    timm_name = None if row is None else row.timm_name
+    return timm_name if timm_name and timm.models.is_model_pretrained(timm_name) else None
+
+
+def refuse_changes(name: str, given: Mapping[str, Any], arguments: tuple[str, ...]) -> dict[str, Any]:
+    """Return what is given without ``arguments``, which must have their defaults where published weights are loaded.
+
+    Raises:
+        ArgumentError: one of them differs from its default.
+    """
+    for argument in arguments:
+        if given[argument] != DEFAULTS[argument]:
+            raise argument_error(
+                f"create_model('{name}', pretrained=True)", argument, given[argument],
+                "changes the network that the published weights belong to", "leave it out, or train from scratch",
+            )  # fmt: skip
+    return {key: value for key, value in given.items() if key not in arguments}
+
+
+def build_conditional(spec: Spec, given: Mapping[str, Any]) -> nn.Module:
+    """A paper's network with fresh weights: the static one, converted, every expert drawn as the backbone draws."""
+    arguments = dict(given)
+    num_experts = arguments.pop("num_experts")
+    static = build_static(spec.backbone, arguments, pretrained=False)
+    model = forget_originals(convert_row(static, spec, num_experts, "fresh"))
+    initialise_experts(model)
+    return model
+
+
+def convert_row(static: nn.Module, spec: Spec, num_experts: int | None, init: Literal["upcycle", "fresh"]) -> nn.Module:
+    """Convert the layers that a row names, in place."""
+    return convert(
+        static,
+        spec.variant,
+        targets=f"^(?:{spec.pattern})$",
+        num_experts=spec.num_experts if num_experts is None else num_experts,
+        init=init,
+    )
+
+
+@torch.no_grad()
+def initialise_experts(model: nn.Module) -> None:
+    """Draw the experts of every conditional layer as these backbones draw the kernel that each expert stands for.
+
+    Convolutions: normal with variance 2 / fan-out, fan-out = k·k·O / groups (the authors' code, and timm's
+    initialisers of EfficientNet, MobileNet and ResNet). Linear layers of the EfficientNet family: uniform in
+    ±1/√O, zero bias; a ResNet's as torch draws them. Routers keep their own initialisation (Glorot-uniform).
+    """
+    resnet = hasattr(model, "fc")
+    for _, layer in conditional_layers(model):
+        weight, bias = layer.weight, layer.bias
+        if weight.dim() > 3:  # (n, O, I/g, *k)
+            fan_out = math.prod(weight.shape[3:]) * layer.out_channels // layer.geometry.groups
+            weight.normal_(0.0, math.sqrt(2.0 / fan_out))
+        elif not resnet:
+            bound = 1.0 / math.sqrt(layer.out_channels)
+            weight.uniform_(-bound, bound)
+        if bias is not None and not (resnet and weight.dim() == 3):
+            bias.zero_()
+
+
+def build_static(name: str, given: Mapping[str, Any], pretrained: bool) -> nn.Module:
+    """One of the static backbones or detectors."""
+    arguments = _without_experts(name, given)
+    if name in DETECTORS:
+        return _build_detector(name, arguments)
+    row = BACKBONES[name]
+    if pretrained and row.timm_name is not None:
+        arguments = refuse_changes(name, arguments, ("output_stride", "width_multiplier"))
+        return timm.create_model(row.timm_name, pretrained=True, **not_default(arguments))
+    if arguments["num_classes"] is None:
+        arguments["num_classes"] = 1000
+    return build_backbone(row, **arguments)
+
+
+def build_timm(name: str, given: Mapping[str, Any], pretrained: bool) -> nn.Module:
+    """A network that timm knows and that is no row here."""
+    arguments = _without_experts(name, given)
+    where, remedy = f"create_model('{name}')", f"use one of: {', '.join(BACKBONES)}"
+    if arguments.pop("width_multiplier") != 1.0:
+        rule = "is for the backbones of condconv.models alone"
+        raise argument_error(where, "width_multiplier", given["width_multiplier"], rule, remedy)
+    if arguments["output_stride"] is not None and arguments["output_stride"] < 8:
+        rule = "below 8 is for the backbones of condconv.models alone"
+        raise argument_error(where, "output_stride", arguments["output_stride"], rule, remedy)
+    return timm.create_model(name, pretrained=pretrained, **not_default(arguments))
+
+
+def _build_detector(name: str, given: Mapping[str, Any]) -> nn.Module:
+    where = f"create_model('{name}')"
+    arguments = not_default(given)
+    num_classes, in_chans = arguments.pop("num_classes", COCO_CLASSES), arguments.pop("in_chans", 3)
+    if arguments:
+        first = next(iter(arguments))
+        rule, remedy = "is no argument of the detector", "known: num_classes, in_chans, num_experts"
+        raise argument_error(where, first, arguments[first], rule, remedy)
+    if num_classes < 1:
+        rule = "must be at least 1, background not counted"
+        raise argument_error(where, "num_classes", num_classes, rule, "COCO has 90")
+    return SSD(DETECTORS[name], num_classes=num_classes, in_chans=in_chans)
+
+
+def _without_experts(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    arguments = dict(given)
+    num_experts = arguments.pop("num_experts", None)
+    if num_experts is not None:
+        conditional = [spec.name for spec in SPECS.values() if spec.backbone == name] or list(SPECS)
+        raise argument_error(
+            f"create_model('{name}')", "num_experts", num_experts, "has no meaning for a static network",
+            f"use {' or '.join(conditional[:3])}, or condconv.convert(model, 'condconv', num_experts={num_experts})",
+        )  # fmt: skip
+    return arguments

@@ -1,0 +1,82 @@
+"""The model card that lies beside saved weights: what the network is, costs and reaches, and how to load it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from condconv.conversion.apply import conditional_layers
+from condconv.counting import count
+from condconv.models.specs import SPECS
+from condconv.variants import variants
+
+_UNKNOWN = "not stated"
+
+
+def model_card(
+    model: nn.Module,
+    config: Mapping[str, Any],
+    input_size: tuple[int, ...] | None,
+    metrics: Mapping[str, float],
+    data: str,
+    license: str,
+) -> str:
+    """Markdown for a folder's ``README.md``; multiply-adds are counted by the papers' convention at ``input_size``."""
+    size = input_size or default_input_size(config)
+    counted = count(model, size)
+    layers = dict(conditional_layers(model))
+    experts = sorted({layer.num_experts for layer in layers.values()})
+    rows = {
+        "network": f"`{config['name']}`",
+        "variant": _variant(config),
+        "conditional layers": f"{len(layers)}, {'/'.join(map(str, experts))} experts each" if layers else "none",
+        "parameters": f"{counted.params:,}",
+        f"multiply-adds at {'×'.join(map(str, size))}": f"{counted.macs:,} (convention: {counted.convention})",
+        "trained on": data or _UNKNOWN,
+        "licence of the weights": license or _UNKNOWN,
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    measured = "\n".join(f"| {name} | {value:.4g} |" for name, value in metrics.items())
+    return f"""---
+library_name: condconv
+tags: [condconv, image-classification]
+---
+
+# {config["name"]}
+
+| | |
+|---|---|
+{table}
+
+## Metrics
+
+{f"| metric | value |{chr(10)}|---|---|{chr(10)}{measured}" if metrics else "None stated."}
+
+## How to load it
+
+```python
+import condconv
+
+model = condconv.from_pretrained("path/to/this/folder")  # or the hub id, owner/name
+```
+
+Weights are in safetensors format; nothing in this folder is executed. Made with condconv {config["condconv_version"]}.
+"""
+
+
+def default_input_size(config: Mapping[str, Any]) -> tuple[int, int, int]:
+    """The size that the papers' tables count at; 32 pixels for a network that was made for small images."""
+    side = 300 if "ssd" in config["name"] else 224
+    if config["arguments"].get("output_stride") is not None:
+        side = 32
+    return (config["arguments"].get("in_chans", 3), side, side)
+
+
+def _variant(config: Mapping[str, Any]) -> str:
+    record = config.get("conversion")
+    name = record["variant"] if record else SPECS[config["name"]].variant if config["name"] in SPECS else None
+    if name is None:
+        return "none (static)"
+    return f"{name} — {variants[name].title}, {variants[name].url}"

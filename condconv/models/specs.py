@@ -1,0 +1,150 @@
+"""The papers' networks as rows: a static backbone, and which of its layers become conditional.
+
+How sure is each placement? Only the EfficientNet rows are documented, by the authors' TensorFlow code. The text of the
+papers' appendices was not at hand for the others: their placement is the one that reproduces the published
+multiply-adds and parameters (docs/numbers.md sets both side by side), which shows consistency, not proof.
+
+Layer names are timm's. Block numbers in the comments count from 1, as the papers do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_MOBILE_CONVOLUTIONS = r"conv_(?:pw|dw|pwl)"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One network of a paper.
+
+    ``targets`` is a regular expression that a layer's whole name must match to become conditional; it never matches
+    squeeze-and-excitation, which stays static in both papers. ``single`` are further conditional layers outside the
+    shared blocks, each routed by its own input: the last 1x1 convolution, and the classifier (routed by the pooled
+    features that feed it). ``timm_name`` is timm's implementation of the same network, where there is one; its
+    published weights fit. ``placement`` says the same in words, for the documentation.
+    """
+
+    name: str
+    backbone: str
+    variant: str
+    num_experts: int
+    targets: str
+    placement: str
+    single: tuple[str, ...] = ()
+    timm_name: str | None = None
+
+    @property
+    def pattern(self) -> str:
+        """The regular expression over all conditional layers' names."""
+        return "|".join(f"(?:{part})" for part in (self.targets, *self.single))
+
+
+def _condconv_rows() -> list[Spec]:
+    rows = [
+        Spec(
+            f"condconv_mobilenetv1_{width}",
+            f"mobilenetv1_{width}",
+            "condconv",
+            8,
+            rf"blocks\.[34]\.\d+\.{_MOBILE_CONVOLUTIONS}",  # separable blocks 6..13
+            "separable blocks 6–13, classifier",
+            single=(r"classifier",),
+        )
+        for width in ("025", "050", "075", "100")
+    ]
+    rows += [
+        Spec(
+            f"condconv_mobilenetv2_{width}",
+            f"mobilenetv2_{width}",
+            "condconv",
+            8,
+            rf"blocks\.[3456]\.\d+\.{_MOBILE_CONVOLUTIONS}",  # inverted bottlenecks 7..17
+            "inverted bottlenecks 7–17, last 1x1, classifier",
+            single=(r"conv_head", r"classifier"),
+        )
+        for width in ("050", "100")
+    ]
+    rows.append(
+        Spec(
+            "condconv_mnasnet_a1",
+            "mnasnet_a1",
+            "condconv",
+            8,
+            rf"blocks\.[456]\.\d+\.{_MOBILE_CONVOLUTIONS}",  # blocks 11..16
+            "inverted bottlenecks 11–16 (112, 160 and 320 channels)",
+        )
+    )
+    rows.append(
+        Spec(
+            "condconv_resnet50",
+            "resnet50",
+            "condconv",
+            8,
+            r"layer4\.\d+\.conv[123]",
+            "last three residual blocks without the shortcut convolution, classifier",
+            single=(r"fc",),
+        )
+    )
+    for suffix, backbone, experts, timm_name in (
+        ("4e", "efficientnet_b0", 4, "tf_efficientnet_cc_b0_4e"),
+        ("8e", "efficientnet_b0", 8, "tf_efficientnet_cc_b0_8e"),
+        ("8e_depth", "efficientnet_b0_depth", 8, "tf_efficientnet_cc_b1_8e"),
+    ):
+        rows.append(
+            Spec(
+                f"condconv_efficientnet_b0_{suffix}",
+                backbone,
+                "condconv",
+                experts,
+                rf"blocks\.[456]\.\d+\.{_MOBILE_CONVOLUTIONS}",
+                "last three stages (112, 192 and 320 channels), as in the authors' code",
+                timm_name=timm_name,
+            )
+        )
+    return rows
+
+
+def _ssd_rows() -> list[Spec]:
+    return [
+        Spec(
+            f"condconv_ssd_mobilenetv1_{width}",
+            f"ssd_mobilenetv1_{width}",
+            "condconv",
+            8,
+            rf"backbone\.blocks\.[34]\.\d+\.{_MOBILE_CONVOLUTIONS}|extras\.\d+\.(?:reduce|expand)",
+            "separable blocks 6–13, the eight extra feature layers; predictors static",
+        )
+        for width in ("050", "075", "100")
+    ]
+
+
+def _dynamic_rows() -> list[Spec]:
+    def row(backbone: str, targets: str, placement: str) -> Spec:
+        return Spec(f"dynamic_{backbone}", backbone, "dynamic_convolution", 4, targets, placement)
+
+    mobile = rf"blocks\.\d+\.\d+\.{_MOBILE_CONVOLUTIONS}"
+    rows = [
+        row(f"mobilenetv2_{width}", mobile, "all convolutions of the inverted bottlenecks")
+        for width in ("035", "050", "075", "100")
+    ]
+    rows += [
+        row(
+            f"mobilenetv3_{size}",
+            rf"{mobile}|blocks\.\d+\.\d+\.conv",
+            "all convolutions but the first and squeeze-and-excitation's",
+        )
+        for size in ("small", "large")
+    ]
+    rows += [
+        row(
+            f"resnet{layers}",
+            r"layer\d\.\d+\.(?:conv\d|downsample\.0)",
+            "all convolutions but the first",
+        )
+        for layers in (10, 18, 50)
+    ]
+    return rows
+
+
+SPECS: dict[str, Spec] = {spec.name: spec for spec in (*_condconv_rows(), *_ssd_rows(), *_dynamic_rows())}
