@@ -1,9 +1,11 @@
-"""What all tests share: a fixed seed, and small helpers on the registries."""
+"""What all tests share: a fixed seed, and one thread, because the suite runs in as many processes as there are cores."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -55,10 +55,14 @@ class TrainConfig:
     )
     limit_train: int | None = field(default=None, metadata={"help": "train on a fixed subset of this many images"})
     limit_val: int | None = field(default=None, metadata={"help": "validate on a fixed subset of this many images"})
+    no_report: bool = field(default=False, metadata={"help": "skip the report of what the experts do"})
+    tensorboard: int | None = field(
+        default=None, metadata={"help": "write pictures of the routing for TensorBoard every so many epochs"}
+    )
 
     def __post_init__(self) -> None:
         """Raise `ArgumentError` for a value outside its range."""
-        for name in ("epochs", "batch_size", "num_experts", "output_stride", "limit_train", "limit_val"):
+        for name in ("epochs", "batch_size", "num_experts", "output_stride", "limit_train", "limit_val", "tensorboard"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise argument_error("train", name, value, "must be at least 1", f"pass --{flag(name)} 1 or more")

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -17,6 +18,7 @@ from torch import nn
 
 from condconv.data import ImageView, open_source
 from condconv.errors import ArgumentError, DataError
+from condconv.registry import unknown_name_message
 from condconv.routers.schedule import TemperatureSchedule
 from condconv.training.callbacks import (
     DamagedImages,
@@ -27,7 +29,7 @@ from condconv.training.callbacks import (
     has_temperature,
 )
 from condconv.training.checkpoint import AtomicCheckpointIO, CheckpointKeeper, read_checkpoint, require_same_run
-from condconv.training.config import PRECISIONS, TrainConfig
+from condconv.training.config import DEVICES, PRECISIONS, TrainConfig
 from condconv.training.console import RunConsole
 from condconv.training.datamodule import SourceDataModule, default_workers
 from condconv.training.evaluation import evaluate, latency_ms
@@ -35,10 +37,12 @@ from condconv.training.interruption import StopRequest
 from condconv.training.module import GRADIENT_CLIP_NORM, ClassificationModule
 from condconv.training.networks import NetworkSpec, plan_networks
 from condconv.training.report import NetworkResult, save_weights, write_report
+from condconv.training.routing import conditional_layers
+from condconv.training.routing_report import RoutingImages, routing_report
 from condconv.training.run_folder import RunFolder
 
 # These change nothing about the results, so a checkpoint may be resumed with others.
-FREE_TO_CHANGE = frozenset({"name", "out", "workers", "device"})
+FREE_TO_CHANGE = frozenset({"name", "out", "workers", "device", "no_report", "tensorboard"})
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ class Experiment:
         self.stop = stop
         self.console = console
         self.processes = Processes.from_environment()
-        self.device = resolve_device(config)
+        self.device = resolve_device(config.device, config.precision)
         self.source = open_source(config.data, skip_bad=config.skip_bad_images)
         self.source = self.source.limited(config.limit_train, config.limit_val)
         self.config = config
@@ -136,6 +140,10 @@ class Experiment:
         if has_temperature(network):
             schedule = TemperatureSchedule(network, annealing_steps(steps, self.config.epochs))
             callbacks.insert(0, TemperatureAnnealing(schedule))
+        if self.config.tensorboard is not None and conditional_layers(network) and self.processes.rank == 0:
+            images = folder.path / "tensorboard" / spec.name
+            # First, so that its time counts as part of the epoch's and not of the next one's training.
+            callbacks.insert(0, RoutingImages(self.source, images, self.config.tensorboard))
         path, identity = folder.checkpoint(spec.name), self._identity(spec)
         callbacks.append(CheckpointKeeper(path, identity, self.stop))
         resuming = path.exists()
@@ -186,7 +194,12 @@ class Experiment:
         damaged = self._damaged(trained)
         if damaged:
             self.console.notice(f"notice: skipped {len(damaged)} damaged samples, listed in {folder.summary}")
-        return write_report(folder, self.config, self.source, results, damaged, self.device)
+        routing = None if self.config.no_report else self._routing_report(folder, trained)
+        return write_report(folder, self.config, self.source, results, damaged, self.device, routing)
+
+    def _routing_report(self, folder: RunFolder, trained: Sequence[Trained]) -> Path | None:
+        networks = [(spec, one.network, one.rows) for spec, one in zip(self.specs, trained, strict=True)]
+        return routing_report(folder, self.source, networks, self.workers)
 
     def _damaged(self, trained: Sequence[Trained]) -> list[str]:
         train = sorted({index for one in trained for index in one.damaged.train})
@@ -195,9 +208,10 @@ class Experiment:
         return [*self.source.skipped, *(f"{place}: cannot be decoded" for place in places)]
 
 
-def resolve_device(config: TrainConfig) -> torch.device:
-    """The device of `--device`; `ArgumentError` where it is not there or cannot do the precision."""
-    name = config.device
+def resolve_device(name: str, precision: str = "32") -> torch.device:
+    """The device of `--device`; `ArgumentError` where it is unknown, not there, or cannot do the precision."""
+    if name not in DEVICES:
+        raise ArgumentError(f"--device: {unknown_name_message('device', name, DEVICES)}")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
@@ -206,7 +220,7 @@ def resolve_device(config: TrainConfig) -> torch.device:
         )
     if name == "mps" and not torch.backends.mps.is_available():
         raise ArgumentError("--device mps: torch finds no Apple GPU; pass --device cpu")
-    if config.precision == "16" and name == "cpu":
+    if precision == "16" and name == "cpu":
         raise ArgumentError("--precision 16: float16 training needs a GPU; pass --precision bf16 or 32")
     return torch.device(name)
 
@@ -230,4 +244,5 @@ def resumed_config(saved: TrainConfig, given: dict[str, Any]) -> TrainConfig:
                 f"--{name.replace('_', '-')}={value!r}: the run to resume was started with {getattr(saved, name)!r}, "
                 "and a resumed run keeps its settings; leave the flag out, or start a new run"
             )
-    return replace(saved, **{name: given[name] for name in ("workers", "device") if name in given})
+    changeable = FREE_TO_CHANGE - {"name", "out"}
+    return replace(saved, **{name: value for name, value in given.items() if name in changeable})

@@ -6,6 +6,7 @@ import json
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import safetensors.torch
 import torch
@@ -46,6 +47,7 @@ def save_weights(folder: RunFolder, spec: NetworkSpec, network: nn.Module, confi
         "model": config.model,
         "variant": config.variant if spec.name == CONDITIONAL else "none",
         "description": spec.description,
+        "macs": str(spec.cost.macs),
         "data": source.name,
         "classes": json.dumps(source.classes),
         "input_shape": json.dumps([source.channels, *source.image_size]),
@@ -64,8 +66,9 @@ def write_report(
     results: Sequence[NetworkResult],
     damaged: Sequence[str],
     device: torch.device,
+    routing_page: Path | None,
 ) -> str:
-    """Write pictures and summary; return the table of the networks."""
+    """Write pictures and summary, with a link to the report on the routing; return the table of the networks."""
     rows = [row for result in results for row in result.rows]
     write_bytes(folder.path / "learning_curves.png", figures.learning_curves(rows))
     confusions = {result.spec.name: result.evaluation.confusion for result in results}
@@ -88,6 +91,11 @@ def write_report(
         *(
             [f"Skipped {len(damaged)} damaged samples:\n\n" + "\n".join(f"* {text}" for text in damaged)]
             if damaged
+            else []
+        ),
+        *(
+            [f"[What the experts do]({routing_page.relative_to(folder.path).as_posix()})"]
+            if routing_page is not None
             else []
         ),
         *(f"![{name.removesuffix('.png').replace('_', ' ')}]({name})" for name in pictures),

@@ -17,7 +17,7 @@ from condconv.training.callbacks import TIMING_COLUMNS
 SMALL = (
     "--data", "digits", "--model", "mobilenetv1_025", "--variant", "dynamic_convolution", "--num-experts", "2",
     "--output-stride", "8", "--epochs", "2", "--batch-size", "8", "--limit-train", "200", "--limit-val", "40",
-    "--name", "small",
+    "--name", "small", "--no-report",
 )  # fmt: skip
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 COMMAND = (sys.executable, "-m", "condconv.cli.main")

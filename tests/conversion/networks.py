@@ -59,10 +59,18 @@ def make_telling(net: nn.Module, inputs: Any) -> None:
                     nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
             elif "bias" not in name and _is_scale(name, parameter):
                 nn.init.uniform_(parameter, 0.5, 1.5)
+    # The mean over the two passes: with the usual momentum the statistics would stay near their initial 0 and 1, and
+    # signals would fade on the way to the output.
+    norms = {m: m.momentum for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+    for norm in norms:
+        norm.momentum = None
+        norm.reset_running_stats()
     net.train()
     with torch.no_grad():
         for _ in range(2):
             net(*inputs)
+    for norm, momentum in norms.items():
+        norm.momentum = momentum
 
 
 def _is_scale(name: str, parameter: Tensor) -> bool:

@@ -38,7 +38,7 @@ def test_classifier(name: str) -> None:
         if type(module).__name__ == "StochasticDepth":
             module.p = 0.0
     batch, pixels = EXAMPLES.get(name, (4, 64))
-    x = torch.rand(batch, 3, pixels, pixels, dtype=torch.float64)
+    x = torch.randn(batch, 3, pixels, pixels, dtype=torch.float64)
     make_telling(net, (x,))
     plan = check_conversion(net, (x,), tolerance=1e-12, input_size=(3, pixels, pixels))
     assert plan.converted

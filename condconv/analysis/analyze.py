@@ -1,0 +1,117 @@
+"""`analyze`: one network, one data set, one pass, one report."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from condconv.analysis.collect import COUNTERFACTUAL_IMAGES, collect, routing_groups
+from condconv.analysis.curves import RecordedNetwork
+from condconv.analysis.figures import resolve_classes, resolve_layers
+from condconv.analysis.report import make_temporary, write_report
+from condconv.analysis.results import Analysis, ImageAccess, summarise
+from condconv.data import EpochSampler, ImageView, Sample, Source
+from condconv.errors import argument_error
+
+
+def examine(
+    model: nn.Module,
+    source: Source,
+    *,
+    title: str,
+    limit: int | None = None,
+    batch_size: int = 128,
+    workers: int | None = None,
+    counterfactual_images: int = COUNTERFACTUAL_IMAGES,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Analysis, ImageAccess]:
+    """Run a network over the validation images of a data set, once and in random order, and compute all numbers.
+
+    Args:
+        model: a network with conditional layers, on the device to use.
+        source: a data set of `condconv.data.open_source`.
+        title: name of the network in the report.
+        limit: at most this many images, drawn at random.
+        batch_size: images of one step.
+        workers: loader processes; none for a set in memory, else one for each core up to eight, where None.
+        counterfactual_images: how many images are also run with changed coefficients.
+        progress: is told how many images are done, and of how many.
+
+    Raises:
+        ArgumentError: no conditional layer, a compiled model, or images with another number of channels.
+        DataError: not one usable image.
+    """
+    routing_groups(model)
+    _require_channels(model, source)
+    source = source.limited(None, limit)
+    total = len(source.val)
+    collection = collect(
+        model,
+        validation_batches(source, batch_size, workers),
+        len(source.classes),
+        counterfactual_images=counterfactual_images,
+        progress=None if progress is None else lambda done: progress(done, total),
+    )
+    name = f"{source.name}, {total:,} validation images"
+    found = summarise(model, collection, title=title, data=name, classes=source.classes, skipped=source.skipped)
+    return found, ImageAccess(source.val.load, source.val.where)
+
+
+def analyze(
+    model: nn.Module,
+    source: Source,
+    out: str | Path,
+    *,
+    title: str,
+    limit: int | None = None,
+    workers: int | None = None,
+    runs: Sequence[RecordedNetwork] = (),
+    layers: Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Analyse a network on the validation images of a data set, write the report, and return its folder.
+
+    See `examine` and `condconv.analysis.write_report` for arguments and errors.
+    """
+    # What can be wrong is better said before the pass than after it.
+    if layers is not None:
+        resolve_layers(routing_groups(model), layers)
+    if classes is not None:
+        resolve_classes(source.classes, classes)
+    make_temporary(Path(out).expanduser()).rmdir()
+    found, images = examine(model, source, title=title, limit=limit, workers=workers, progress=progress)
+    return write_report(out, found, images=images, runs=runs, layers=layers, classes=classes)
+
+
+def validation_batches(source: Source, batch_size: int, workers: int | None = None) -> DataLoader[Sample]:
+    """Return the validation images in an order that is random and always the same; damaged ones are marked."""
+    if workers is None:
+        workers = 0 if source.in_memory else min(8, os.cpu_count() or 1)
+    return DataLoader(
+        ImageView(source, train=False, skip_bad=True),
+        batch_size=batch_size,
+        sampler=EpochSampler(len(source.val), shuffle=True),
+        num_workers=workers,
+        worker_init_fn=_ignore_interrupts,
+        generator=torch.Generator(),
+    )
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """Ctrl-C is for the main process, which then ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _require_channels(model: nn.Module, source: Source) -> None:
+    first = next((m for m in model.modules() if isinstance(getattr(m, "kernel_size", None), tuple)), None)
+    channels = getattr(first, "in_channels", source.channels)
+    if channels != source.channels:
+        rule = f"has images of {source.channels} channels, and the network begins with {channels}"
+        raise argument_error("analyze", "--data", source.name, rule, "pass the kind of images it was trained on")

@@ -1,0 +1,133 @@
+"""The report folder: report.html, each figure as SVG, each figure's numbers as CSV. Whole or not there at all."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from condconv.analysis import curves, figures
+from condconv.analysis.advice import advise
+from condconv.analysis.curves import RecordedNetwork
+from condconv.analysis.drawing import Drawn, style, to_svg
+from condconv.analysis.explorer import explorer_data
+from condconv.analysis.page import render
+from condconv.analysis.results import Analysis, ImageAccess
+from condconv.analysis.tables import write_tables
+from condconv.errors import ArgumentError
+
+PAGE = "report.html"
+
+
+def write_report(
+    out: str | Path,
+    analysis: Analysis,
+    *,
+    images: ImageAccess | None = None,
+    runs: Sequence[RecordedNetwork] = (),
+    layers: Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
+) -> Path:
+    """Write the report and return its folder: `out`, or the first free `out-2`, `out-3`, … where that exists.
+
+    Args:
+        out: the folder to make.
+        analysis: what `summarise` returned.
+        images: how to get at images by place; None for a report without pictures of them.
+        runs: recorded networks, for accuracy against multiply-adds and training curves.
+        layers: the depths of the figure by class and expert, and the last of them for the figures about one depth;
+            four evenly spread ones, and the last of all, where None.
+        classes: the classes of the figure about single classes; the two that differ most where None.
+
+    Raises:
+        UnknownNameError: no such layer or class.
+        ArgumentError: the folder cannot be written.
+    """
+    drawn = draw(analysis, images, runs, layers, classes)
+    out = Path(out).expanduser()
+    temporary = make_temporary(out)
+    try:
+        try:
+            temporary.chmod(0o755)
+            tables = write_tables(temporary, analysis, runs)
+            pictures = {figure.name: to_svg(figure) for figure in drawn}
+            for name, svg in pictures.items():
+                (temporary / f"{name}.svg").write_text(svg, encoding="utf-8")
+            footer = f"Made by condconv analyze; torch {torch.__version__}. One file: it loads nothing from elsewhere."
+            explorer = explorer_data(analysis, images)
+            page = render(analysis, drawn, pictures, advise(analysis), explorer, tables, images, footer)
+            (temporary / PAGE).write_text(page, encoding="utf-8")
+            return _rename_to_free(temporary, out)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise _cannot_write(out, error) from error
+
+
+def make_temporary(out: Path) -> Path:
+    """Make the folder beside `out` in which a report grows. Raises `ArgumentError` where that is not possible."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
+    except OSError as error:
+        raise _cannot_write(out, error) from error
+
+
+def _cannot_write(out: Path, error: OSError) -> ArgumentError:
+    return ArgumentError(
+        f"--out {out}: the report cannot be written ({error.strerror or error}); pass a folder you can write to, with "
+        "some space left"
+    )
+
+
+def draw(
+    analysis: Analysis,
+    images: ImageAccess | None,
+    runs: Sequence[RecordedNetwork] = (),
+    layers: Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
+) -> list[Drawn]:
+    """Draw all figures that there are numbers for. See `write_report` for arguments and errors."""
+    depths = figures.even_depths(analysis) if layers is None else figures.resolve_layers(analysis.groups, layers)
+    last = depths[-1]
+    if classes is None:
+        labels = figures.most_different_classes(analysis.measures[last])
+        why = "Shown are the two classes whose means differ most."
+    else:
+        labels, why = figures.resolve_classes(analysis.classes, classes), ""
+    with style():
+        drawn = [
+            figures.mean_by_class(analysis, depths),
+            figures.histogram(analysis),
+            figures.class_profiles(analysis, last, labels, why),
+            figures.top_classes(analysis, last, images),
+            figures.attention(analysis),
+            figures.counterfactuals(analysis),
+            curves.depth_curves(analysis),
+        ]
+        if len(runs) > 1:
+            drawn.append(curves.accuracy_against_macs(runs))
+        if runs:
+            drawn.append(curves.training_curves(runs))
+    return [figure for figure in drawn if figure is not None]
+
+
+def _rename_to_free(temporary: Path, out: Path) -> Path:
+    """Rename to `out`, or to the first `out-N` that is free."""
+    for number in itertools.count(1):
+        path = out if number == 1 else out.with_name(f"{out.name}-{number}")
+        try:
+            # Renaming would replace an empty folder.
+            if not os.path.lexists(path):
+                return temporary.rename(path)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                raise
+            # Another process took the name in between.
+    raise FileExistsError(errno.EEXIST, "no free name", str(out))

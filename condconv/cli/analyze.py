@@ -1,0 +1,118 @@
+"""`condconv analyze`: what the experts of a network do on a data set, as a report."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from condconv.cli.models_argument import load_model
+from condconv.cli.parser import Parser
+from condconv.errors import ArgumentError, argument_error
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from condconv.data import Source
+
+_RUN_CONFIG = "config.yaml"
+
+
+def make_parser() -> Parser:
+    """The flags of `condconv analyze`."""
+    parser = Parser(prog="condconv analyze", description="Report what the experts of a network do on a data set.")
+    parser.add_argument("model", type=str, help="a run folder, a folder of save_pretrained, or a network's name")
+    parser.add_argument(
+        "--data", type=str, default=None,
+        help="fashion-mnist, digits, or a folder: train/ and val/, tar shards, IDX files; a run's own where left out",
+    )  # fmt: skip
+    parser.add_argument("--out", type=str, default="report", metavar="FOLDER", help="a new number if it exists")
+    parser.add_argument("--limit", type=int, default=None, metavar="N", help="a random N of the validation images")
+    parser.add_argument("--layers", type=str, nargs="+", default=None, metavar="LAYER", help="depths of the figures")
+    parser.add_argument(
+        "--classes", type=str, nargs="+", default=None, metavar="CLASS", help="classes to set side by side"
+    )
+    parser.add_argument(
+        "--runs", type=str, nargs="+", default=None, metavar="RUN",
+        help="run folders for accuracy against multiply-adds and training curves, besides the run that is analysed",
+    )  # fmt: skip
+    parser.add_argument("--pretrained", action="store_true", default=False, help="published weights, for a name")
+    parser.add_argument("--workers", type=int, default=None, help="loader processes")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or mps")
+    parser.add_argument("--debug", action="store_true", default=False, help="show tracebacks")
+    return parser
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Load, analyse, write, and say where the report is."""
+    settings = make_parser().parse_args(list(arguments))
+    if settings.limit is not None and settings.limit < 1:
+        raise argument_error("analyze", "--limit", settings.limit, "must be at least 1", "pass --limit 1 or more")
+    if settings.workers is not None and settings.workers < 0:
+        raise argument_error("analyze", "--workers", settings.workers, "must not be negative", "pass 0 or more")
+    path = Path(settings.model).expanduser()
+    is_run = (path / _RUN_CONFIG).is_file()
+    if settings.data is None and not is_run:
+        raise ArgumentError("--data is missing; pass fashion-mnist, digits or a folder of labelled images")
+
+    # Imported here: --help and wrong options answer without loading timm and matplotlib.
+    from condconv.analysis import analyze
+    from condconv.cli.run_argument import load_conditional, recorded_networks
+    from condconv.data import open_source
+    from condconv.training.experiment import resolve_device
+    from condconv.training.run_folder import RunFolder
+
+    device = resolve_device(settings.device)
+    folders = [Path(name).expanduser() for name in settings.runs or ()]
+    if is_run:
+        folders.insert(0, path)
+        source = open_source(settings.data or RunFolder(path).read_config().data, skip_bad=True)
+        model, source = load_conditional(path, source)
+    else:
+        model, source = load_named(settings.model, open_source(settings.data, skip_bad=True), settings.pretrained)
+    recorded = [network for folder in dict.fromkeys(folders) for network in recorded_networks(folder)]
+    with progress_bar() as progress:
+        report = analyze(
+            model.to(device), source, settings.out, title=path.name, limit=settings.limit, workers=settings.workers,
+            runs=recorded, layers=settings.layers, classes=settings.classes, progress=progress,
+        )  # fmt: skip
+    print(f"report: {report / 'report.html'}")
+    return 0
+
+
+def load_named(name: str, source: Source, pretrained: bool) -> tuple[nn.Module, Source]:
+    """Return a saved network, or a network of the zoo for the classes and channels of the data.
+
+    Published weights come with the classes, size and normalisation that they were trained with.
+
+    Raises:
+        ArgumentError: no such network.
+    """
+    if Path(name).expanduser().is_dir():
+        return load_model(name), source
+    if not pretrained:
+        return load_model(name, num_classes=len(source.classes), in_chans=source.channels), source
+    model = load_model(name, pretrained=True)
+    published = getattr(model, "pretrained_cfg", None) or {}
+    _, height, width = published.get("input_size") or (source.channels, *source.image_size)
+    return model, dataclasses.replace(
+        source,
+        image_size=(height, width),
+        mean=tuple(published.get("mean") or source.mean),
+        std=tuple(published.get("std") or source.std),
+    )
+
+
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Callable[[int, int], None]]:
+    """Show how many images are done, where somebody is watching."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("images", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
