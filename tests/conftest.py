@@ -1,4 +1,4 @@
-"""What all tests share: a fixed seed, and one thread, because the suite runs in as many processes as there are cores."""
+"""What all tests share: a fixed seed, and one thread, for the suite runs in as many processes as there are cores."""
 
 from __future__ import annotations
 

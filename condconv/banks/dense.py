@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,14 @@ class DenseBank(nn.Module):
     def forward(self, coefficients: Tensor) -> Mixture:
         """Return the lowered form for coefficients (B, n)."""
         return Mixture(coefficients, self.weight, self.bias)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DenseBank:
+        """Change dtype or device (`nn.Module.to` and its kin) of the experts as rows of a matrix (n, |W|).
+
+        `model.to(memory_format=torch.channels_last)` would refuse a tensor (n, O, I/g, kh, kw), and mixing wants each
+        expert in one piece in any case.
+        """
+        return super()._apply(lambda t: fn(t.flatten(1)).unflatten(1, t.shape[1:]), recurse)
 
     @torch.no_grad()
     def collapse(self, coefficients: Tensor) -> tuple[Tensor, Tensor | None]:

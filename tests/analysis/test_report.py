@@ -16,6 +16,7 @@ import torch
 
 from condconv.analysis import Analysis, RecordedNetwork, write_report
 from condconv.analysis.curves import MEASURED
+from condconv.analysis.explorer import explorer_data
 from condconv.analysis.page import json_for_script
 from condconv.errors import ArgumentError, DataError, UnknownNameError
 from tests.analysis.networks import pictures, random_analysis, synthetic_analysis
@@ -253,6 +254,14 @@ def big_analysis() -> Analysis:
     sample.sample_labels = list(range(160))
     sample.sample_coefficients = {name: alpha[:160] for name, alpha in coefficients.items()}
     return analysis
+
+
+def test_the_explorer_of_a_large_network_is_small() -> None:
+    """All that grows with classes, experts and layers; the figures are the same size for every network."""
+    images = replace(pictures(), load=lambda place: torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8))
+    explorer = explorer_data(big_analysis(), images)
+    assert len(json_for_script(explorer)) < 20e6
+    assert len(explorer["images"]) > 500
 
 
 @pytest.fixture(scope="module")

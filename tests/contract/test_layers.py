@@ -185,6 +185,24 @@ def test_fx_traces_and_agrees(cls: Any) -> None:
 
 
 @EVERY
+def test_moving_and_casting_a_layer(cls: Any) -> None:
+    layer = example_layer(cls)
+    x = example_input(cls, 2)
+    y = layer(x)
+    if x.dim() == 4:
+        layer.to(memory_format=torch.channels_last)
+        torch.testing.assert_close(layer(x.to(memory_format=torch.channels_last)), y)
+    assert layer.weight.is_contiguous() and layer.weight.shape[0] == layer.num_experts
+    layer(x).sum().backward()
+    layer.double()
+    assert layer.weight.dtype == layer.weight.grad.dtype == torch.float64
+    torch.testing.assert_close(layer(x.double()), y.double(), atol=1e-5, rtol=1e-5)
+    empty = example_layer(cls, device="meta").to_empty(device="cpu")
+    empty.load_state_dict(layer.float().state_dict())
+    assert torch.equal(empty(x), layer(x))
+
+
+@EVERY
 def test_meta_device_needs_no_memory(cls: Any) -> None:
     layer = example_layer(cls, device="meta")
     assert {p.device.type for p in layer.parameters()} == {"meta"}

@@ -153,11 +153,11 @@ def test_a_loss_that_is_not_finite_stops_the_run() -> None:
 
 def test_devices_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert experiment.resolve_device(TrainConfig(data="digits")).type == "cpu"
+    assert experiment.resolve_device("auto").type == "cpu"
     with pytest.raises(ArgumentError, match="torch finds no CUDA device"):
-        experiment.resolve_device(TrainConfig(data="digits", device="cuda"))
+        experiment.resolve_device("cuda")
     with pytest.raises(ArgumentError, match="float16 training needs a GPU"):
-        experiment.resolve_device(TrainConfig(data="digits", precision="16"))
+        experiment.resolve_device("auto", "16")
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (61, "1:01"), (3725, "1:02:05")])
