@@ -11,12 +11,14 @@ from condconv.errors import ArgumentError, UnknownNameError
 T = TypeVar("T")
 
 
-def unknown_name_message(kind: str, name: object, known: Iterable[str]) -> str:
-    """Return "unknown KIND 'NAME'" with the closest known names, or with all of them where none is close."""
-    choices = sorted(known)
+def unknown_name_message(kind: str, name: object, known: Iterable[str], limit: int = 12) -> str:
+    """Return "unknown KIND 'NAME'" with the closest known names, or the first `limit` of them where none is close."""
+    choices = list(dict.fromkeys(known))
     close = difflib.get_close_matches(str(name), choices, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {', '.join(choices) or 'none'}"
-    return f"unknown {kind} {name!r}; {hint}"
+    if close:
+        return f"unknown {kind} {name!r}; did you mean {' or '.join(map(repr, close))}?"
+    more = f" and {len(choices) - limit} more" if len(choices) > limit else ""
+    return f"unknown {kind} {name!r}; known: {', '.join(choices[:limit]) or 'none'}{more}"
 
 
 class Registry(Generic[T]):

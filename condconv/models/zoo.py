@@ -72,8 +72,8 @@ def create_model(
     elif timm.is_model(name):
         model = build_timm(name, given, pretrained)
     else:
-        known = [*SPECS, *STATIC, *timm.list_models()]
-        raise UnknownNameError(unknown_name_message("model", name, known))
+        message = unknown_name_message("model", name, [*SPECS, *STATIC, *timm.list_models()])
+        raise UnknownNameError(f"{message}; `condconv models` and timm.list_models() list them")
     set_origin(model, name, given)
     return model
 
