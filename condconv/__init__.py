@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from condconv.conversion import collapse, convert, plan, revert
+from condconv.counting import count
 from condconv.errors import (
     ArgumentError,
     CheckpointError,
@@ -99,10 +101,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
-    if name in ("collapse", "convert", "plan", "revert"):
-        return getattr(importlib.import_module("condconv.conversion"), name)
-    if name == "count":
-        return importlib.import_module("condconv.counting").count
     raise AttributeError(f"module 'condconv' has no attribute {name!r}")
 
 
