@@ -30,6 +30,7 @@ class TrainConfig:
     data: str = field(metadata={"help": "fashion-mnist, digits, or a folder: train/ and val/, tar shards, IDX files"})
     model: str = field(default="mobilenetv1_025", metadata={"help": "static backbone or name of the zoo"})
     variant: str = field(default="condconv", metadata={"help": "condconv, dynamic_convolution, or none: static alone"})
+    width: float = field(default=1.0, metadata={"help": "factor on the channels of every layer"})
     num_experts: int | None = field(default=None, metadata={"help": "kernels of each layer (default: the variant's)"})
     twin: bool = field(
         default=False,
@@ -66,6 +67,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise argument_error("train", name, value, "must be at least 1", f"pass --{flag(name)} 1 or more")
+        if not 0 < self.width <= 64:
+            raise argument_error("train", "width", self.width, "must be above 0 and at most 64", "leave --width out")
         if self.workers is not None and self.workers < 0:
             raise argument_error("train", "workers", self.workers, "must not be negative", "pass --workers 0 or more")
         if not 0 <= self.seed < 2**63:

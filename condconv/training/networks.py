@@ -74,9 +74,18 @@ def plan_networks(config: TrainConfig, source: Source) -> list[NetworkSpec]:
     conditional = builder.spec(CONDITIONAL, builder.conditional, builder.conditional_description())
     if not config.twin:
         return [conditional]
-    width = find_width(lambda w: builder.cost(lambda: builder.static(w)).macs, conditional.cost.macs)
+    width = builder.matching_width(conditional.cost.macs)
     widened = builder.spec(WIDENED, lambda: builder.static(width), f"static, {width:.4g} times as wide")
     return [conditional, static, widened]
+
+
+def matching_width(config: TrainConfig, source: Source) -> float:
+    """The `width` of the static network that has the multiply-adds of the conditional one of `config`, within 2 %.
+
+    Raises `ArgumentError` where there is none.
+    """
+    builder = _Builder(config, source)
+    return config.width * builder.matching_width(builder.cost(builder.conditional).macs)
 
 
 class _Builder:
@@ -89,13 +98,20 @@ class _Builder:
         stride = output_stride(config, source)
         if stride is not None:
             self.arguments["output_stride"] = stride
+        if config.width != 1.0:
+            self.arguments["width_multiplier"] = config.width
 
-    def static(self, width: float = 1.0) -> nn.Module:
+    def static(self, widening: float = 1.0) -> nn.Module:
         torch.manual_seed(self.config.seed)
-        widening: dict[str, Any] = {} if width == 1.0 else {"width_multiplier": width}
+        arguments = dict(self.arguments)
+        if widening != 1.0:
+            arguments["width_multiplier"] = self.config.width * widening
         if self._is_conditional_name():
-            return static_twin(self.config.model, **self.arguments, **widening)
-        return create_model(self.config.model, **self.arguments, **widening)
+            return static_twin(self.config.model, **arguments)
+        return create_model(self.config.model, **arguments)
+
+    def matching_width(self, macs: int) -> float:
+        return find_width(lambda widening: self.cost(lambda: self.static(widening)).macs, macs)
 
     def conditional(self) -> nn.Module:
         torch.manual_seed(self.config.seed)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from condconv.data import ImageView, Source, open_source
 from condconv.training.config import TrainConfig
 from condconv.training.evaluation import evaluate, latency_ms
-from condconv.training.networks import output_stride, plan_networks
+from condconv.training.networks import matching_width, output_stride, plan_networks
 from condconv.training.routing import conditional_layers
 
 
@@ -60,3 +60,15 @@ def test_evaluation_counts_every_image_once(source: Source) -> None:
     assert torch.equal(result.confusion[:, 1], source.val.labels.bincount(minlength=10))
     assert result.accuracy == pytest.approx(float((source.val.labels == 1).float().mean()))
     assert latency_ms(_Constant(), (1, 8, 8), torch.device("cpu")) > 0
+
+
+def test_a_width_of_its_own_and_the_one_that_matches_a_conditional_network(source: Source) -> None:
+    config = TrainConfig(data="digits", width=0.5, num_experts=4, output_stride=4, twin=True)
+    conditional, static, widened = plan_networks(config, source)
+    assert (
+        static.cost.macs
+        < plan_networks(TrainConfig(data="digits", variant="none", output_stride=4), source)[0].cost.macs
+    )
+    alone = TrainConfig(data="digits", variant="none", output_stride=4, width=matching_width(config, source))
+    assert plan_networks(alone, source)[0].cost == widened.cost != static.cost
+    assert abs(widened.cost.macs / conditional.cost.macs - 1) <= 0.02
