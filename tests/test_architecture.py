@@ -15,7 +15,7 @@ import condconv
 PACKAGE = Path(condconv.__file__).parent
 FLOORS = [
     {"errors", "registry", "geometry"},
-    {"lowered"},
+    {"lowered", "packed"},
     {"routers", "banks", "execution", "observation"},
     {"layers"},
     {"variants"},

@@ -1,0 +1,90 @@
+"""How an inference form stores experts: in the order in which a matrix product reads them, as f32, bf16 or int8.
+
+Alphabet: n experts, O I/g *k of a kernel, G groups, N = O/G columns, K = |*k|·(I/g) rows.
+
+Each group of each expert is a matrix (K, N): column o of group g is output channel g·N + o, row (*k, i) is tap *k of
+input channel i (channels last, as the windows of a channels_last image lie in memory). A depthwise kernel (I/g = 1 and
+O = g) is one matrix of N = O columns and K = |*k| rows, for a column of its own group would waste a whole block.
+
+Columns go in blocks of 16, padded with zeros; rows in chunks of 64, the last one shorter. The flat order in memory is
+
+    group, column block, row chunk, expert, row in the chunk, column in the block
+
+so that one chunk of all experts is one run of memory, and mixing it gives a panel that a matrix product uses at once.
+
+int8 is symmetric, with one scale for each expert and output channel: q = round(w / scale) in [-127, 127] and
+scale = max|w| / 127, or 1 where a row is all zero. Scales are f32 (n, G·⌈N/16⌉·16) in the order of the padded columns,
+0 where a column is padding. A transposed kernel (I, O/g, *k) is stored in the same way with I in the place of O.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from condconv.errors import argument_error
+
+COLUMNS = 16
+"""Columns of a block: one AVX-512 register of f32."""
+ROWS = 64
+"""Rows of a chunk."""
+
+STORAGES: dict[str, torch.dtype] = {"f32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
+"""Names of the storages, and the type of their elements."""
+
+
+def pack(experts: Tensor, groups: int, storage: str) -> tuple[Tensor, Tensor | None]:
+    """Pack experts (n, O, I/g, *k) of any rank, *k of a linear layer being nothing.
+
+    Returns:
+        packed, 1-D, of the storage's type; and for "int8" the scales (n, G·⌈N/16⌉·16) in f32, else None.
+
+    Raises:
+        ArgumentError: the storage has no such name, or an expert to be stored as int8 is not finite.
+    """
+    if storage not in STORAGES:
+        raise argument_error("pack", "experts", storage, "is no storage", f"use one of {', '.join(STORAGES)}")
+    n = experts.shape[0]
+    matrix_groups, columns, rows = matrix_shape(experts.shape[1:], groups)
+    matrices = experts.detach().float().reshape(n, matrix_groups, columns, *experts.shape[2:])
+    matrices = matrices.movedim(3, -1).reshape(n, matrix_groups, columns, rows)  # n G N K
+    blocks = -(-columns // COLUMNS)
+    matrices = torch.nn.functional.pad(matrices, (0, 0, 0, blocks * COLUMNS - columns))
+    scale = None
+    if storage == "int8":
+        if not torch.isfinite(matrices).all():
+            rule, remedy = "cannot hold experts that are NaN or infinite", "use 'f32', or look for what spoiled them"
+            raise argument_error("pack", "experts", storage, rule, remedy)
+        largest = matrices.abs().amax(dim=3) if rows else matrices.new_zeros(matrices.shape[:3])
+        scale = torch.where(largest == 0, 1.0, largest / 127)  # n G ⌈N⌉
+        matrices = (matrices / scale.unsqueeze(3)).round().clamp(-127, 127)
+        scale[:, :, columns:] = 0.0
+        scale = scale.flatten(1)
+    tiles = matrices.unflatten(2, (blocks, COLUMNS)).permute(1, 2, 0, 4, 3)  # G ⌈N/16⌉ n K 16
+    chunks = [chunk.flatten(2) for chunk in tiles.split(ROWS, dim=3)]
+    return torch.cat(chunks, dim=2).flatten().to(STORAGES[storage]), scale
+
+
+def unpack(packed: Tensor, scale: Tensor | None, kernel_shape: Sequence[int], groups: int) -> Tensor:
+    """Return experts (n, *kernel_shape) from what `pack` returned: bit for bit in bf16 and f32; f32 for int8."""
+    matrix_groups, columns, rows = matrix_shape(kernel_shape, groups)
+    blocks = -(-columns // COLUMNS)
+    n = packed.numel() // (matrix_groups * blocks * COLUMNS * rows)
+    sizes = [n * COLUMNS * min(ROWS, rows - start) for start in range(0, rows, ROWS)]
+    chunks = packed.reshape(matrix_groups, blocks, -1).split(sizes, dim=2)
+    tiles = torch.cat([chunk.unflatten(2, (n, -1, COLUMNS)) for chunk in chunks], dim=3)  # G ⌈N/16⌉ n K 16
+    matrices = tiles.permute(2, 0, 1, 4, 3).flatten(2, 3)[:, :, :columns]  # n G N K
+    if scale is not None:
+        matrices = matrices.float() * scale.reshape(n, matrix_groups, -1, 1)[:, :, :columns]
+    kernels = matrices.reshape(n, kernel_shape[0], *kernel_shape[2:], kernel_shape[1])
+    return kernels.movedim(-1, 2).contiguous()
+
+
+def matrix_shape(kernel_shape: Sequence[int], groups: int) -> tuple[int, int, int]:
+    """Return (G, N, K): how many matrices a kernel (O, I/g, *k) is, and their columns and rows."""
+    rows = math.prod(kernel_shape[1:])
+    depthwise = kernel_shape[1] == 1 and kernel_shape[0] == groups
+    return (1, kernel_shape[0], rows) if depthwise else (groups, kernel_shape[0] // groups, rows)
