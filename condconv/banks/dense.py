@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from condconv.banks.base import Bank
 from condconv.lowered import Mixture
 
 
-class DenseBank(nn.Module):
+class DenseBank(Bank):
     """n experts, each with the shape of the kernel that it replaces.
 
     Args:
@@ -54,6 +55,16 @@ class DenseBank(nn.Module):
                 bound = 1 / math.sqrt(fan_in) if fan_in > 0 else 0
                 nn.init.uniform_(self.bias[i], -bound, bound)
 
+    @property
+    def num_experts(self) -> int:
+        """How many experts there are."""
+        return self.weight.shape[0]
+
+    @property
+    def kernel_shape(self) -> tuple[int, ...]:
+        """Shape of one expert."""
+        return tuple(self.weight.shape[1:])
+
     def forward(self, coefficients: Tensor) -> Mixture:
         """Return the lowered form for coefficients (B, n)."""
         return Mixture(coefficients, self.weight, self.bias)
@@ -65,10 +76,3 @@ class DenseBank(nn.Module):
         expert in one piece in any case.
         """
         return super()._apply(lambda t: fn(t.flatten(1)).unflatten(1, t.shape[1:]), recurse)
-
-    @torch.no_grad()
-    def collapse(self, coefficients: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the one kernel and bias that fixed coefficients (n,) mix."""
-        mixture = self(coefficients.unsqueeze(0))
-        bias = mixture.bias
-        return mixture.mix()[0], None if bias is None else bias[0]

@@ -62,7 +62,8 @@ def paper_macs(module: nn.Module, x: Tensor, y: Tensor) -> Macs:
         batch, cost = x.shape[0], module.macs(x.shape[2:])
         return Macs(routing=batch * cost["linear"], pooling=batch * cost["pool"])
     if isinstance(module, ConditionalLayer):
-        kernel, n, rank = tuple(module.weight.shape[1:]), module.num_experts, len(module.weight.shape) - 3
+        kernel, n = module.bank.kernel_shape, module.num_experts
+        rank = len(kernel) - 2
         linear, transposed = issubclass(module.static_type, nn.Linear), module.geometry.transposed
     elif _is_timm_cond_conv(module):
         kernel, n = cast("tuple[int, ...]", module.weight_shape), cast(int, module.num_experts)

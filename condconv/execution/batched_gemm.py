@@ -36,7 +36,7 @@ class BatchedGemm:
 
     def __call__(self, x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> Tensor:
         """Return y (B, O, *space) of x (B, I, *space), bias left out."""
-        kernels = kernels_of(lowered)
+        kernels = kernels_of(lowered, x.dtype)
         if geometry.is_pointwise(lowered.kernel_shape):
             matrix = kernels.flatten(2)  # B O I, or B I O transposed
             return _pointwise(x, matrix.transpose(1, 2) if geometry.transposed else matrix)

@@ -6,18 +6,23 @@ import math
 from collections.abc import Sequence
 
 from condconv.geometry import ConvGeometry
-from condconv.lowered import Lowered, Mixture
+from condconv.lowered import Kernels, Lowered, Mixture, Packed
 
 
 def batch_of(lowered: Lowered) -> int:
     """Return B."""
-    return (lowered.coefficients if isinstance(lowered, Mixture) else lowered.weight).shape[0]
+    return (lowered.weight if isinstance(lowered, Kernels) else lowered.coefficients).shape[0]
 
 
 def mixed_kernel_macs(lowered: Lowered, geometry: ConvGeometry, input_size: Sequence[int]) -> tuple[int, int]:
-    """A strategy that mixes each example's kernel, n·|W|, and then convolves with it once."""
-    kernel = math.prod(lowered.kernel_shape)
-    mixing = batch_of(lowered) * lowered.experts.shape[0] * kernel if isinstance(lowered, Mixture) else 0
+    """A strategy that mixes each example's kernel, n·|W|, and then convolves with it once.
+
+    Scaling int8 experts is one more multiplication for each of their weights, whatever the batch.
+    """
+    mixing = 0
+    if not isinstance(lowered, Kernels):
+        scaled = isinstance(lowered, Packed) and lowered.scale is not None
+        mixing = (batch_of(lowered) + scaled) * lowered.num_experts * math.prod(lowered.kernel_shape)
     return mixing, batch_of(lowered) * geometry.macs(lowered.kernel_shape, input_size)
 
 
@@ -25,5 +30,5 @@ def mixed_output_macs(lowered: Mixture, geometry: ConvGeometry, input_size: Sequ
     """A strategy that convolves with every expert and then scales n outputs."""
     outputs = math.prod(geometry.output_size(input_size, lowered.kernel_shape[2:]))
     scaling = outputs * geometry.out_channels(lowered.kernel_shape)
-    products = batch_of(lowered) * lowered.experts.shape[0]
+    products = batch_of(lowered) * lowered.num_experts
     return products * scaling, products * geometry.macs(lowered.kernel_shape, input_size)

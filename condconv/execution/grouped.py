@@ -24,7 +24,7 @@ class Grouped:
 
     def __call__(self, x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> Tensor:
         """Return y (B, O, *space) of x (B, I, *space), bias left out."""
-        kernels = kernels_of(lowered)  # B O I/g *k
+        kernels = kernels_of(lowered, x.dtype)  # B O I/g *k
         batch = x.shape[0]
         folded = x.reshape(1, -1, *x.shape[2:])  # 1 B·I *space
         y = geometry.convolve(folded, kernels.flatten(0, 1), groups=batch * geometry.groups)  # 1 B·O *space

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from condconv.execution.closed_forms import mixed_output_macs
 from condconv.geometry import ConvGeometry
-from condconv.lowered import Lowered, Mixture
+from condconv.lowered import Lowered, Mixture, Packed
 
 
 class MixtureOfExperts:
@@ -21,6 +21,8 @@ class MixtureOfExperts:
 
     def supports(self, lowered: Lowered, geometry: ConvGeometry) -> str | None:
         """Return why this strategy cannot serve, or None."""
+        if isinstance(lowered, Packed):
+            return "the experts are packed, and it needs each of them as a kernel"
         return None if isinstance(lowered, Mixture) else "the kernels are already mixed; it needs scalar mixing weights"
 
     def __call__(self, x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> Tensor:

@@ -85,7 +85,7 @@ def executed_macs(
     A native operator's strategy declares its own; the counted number of `condconv.counting` must equal it.
     """
     mixing, convolution = strategies[strategy].macs(lowered, geometry, input_shape[2:])
-    if isinstance(lowered, Mixture) and lowered.expert_bias is not None:
+    if not isinstance(lowered, Kernels) and lowered.expert_bias is not None:
         mixing += lowered.coefficients.shape[0] * lowered.expert_bias.numel()
     return mixing, convolution
 

@@ -22,5 +22,5 @@ class Reference:
 
     def __call__(self, x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> Tensor:
         """Return y (B, O, *space) of x (B, I, *space), bias left out."""
-        kernels = kernels_of(lowered)
+        kernels = kernels_of(lowered, x.dtype)
         return torch.cat([geometry.convolve(x[b : b + 1], kernels[b]) for b in range(x.shape[0])])

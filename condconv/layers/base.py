@@ -15,11 +15,11 @@ from typing import Any, ClassVar, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from condconv.banks import DenseBank
+from condconv.banks import DenseBank, PackedBank
 from condconv.errors import RoutingError, ShapeError, argument_error
 from condconv.execution import AUTO, check_strategy, choose, execute
 from condconv.geometry import ConvGeometry
-from condconv.lowered import Mixture
+from condconv.lowered import Mixture, Packed
 from condconv.observation import observe
 from condconv.routers import Router, RoutingScope
 
@@ -41,7 +41,7 @@ class ConditionalLayer(nn.Module):
     static_type: ClassVar[type[nn.Module]]
     default_num_experts: ClassVar[int]
 
-    bank: DenseBank
+    bank: DenseBank | PackedBank
     router: Router | None
     scope: RoutingScope | None
     geometry: ConvGeometry
@@ -83,12 +83,12 @@ class ConditionalLayer(nn.Module):
             self.router = made.to(device=device, dtype=dtype)
 
     @property
-    def weight(self) -> nn.Parameter:
-        """The experts, (n, *shape of the static layer's weight)."""
+    def weight(self) -> Tensor:
+        """The experts, (n, *shape of the static layer's weight): a parameter, but in an inference form."""
         return self.bank.weight
 
     @property
-    def bias(self) -> nn.Parameter | None:
+    def bias(self) -> Tensor | None:
         """The experts' biases, (n, O), or None."""
         return self.bank.bias
 
@@ -117,14 +117,14 @@ class ConditionalLayer(nn.Module):
             )
         return observe(self, coefficients)
 
-    def _convolve(self, x: Tensor, mixture: Mixture, geometry: ConvGeometry) -> Tensor:
+    def _convolve(self, x: Tensor, lowered: Mixture | Packed, geometry: ConvGeometry) -> Tensor:
         """X (B, I, *space), already padded → y (B, O, *space); remembers which strategy ran."""
         if isinstance(x, torch.fx.Proxy):
-            return _planned(x, *mixture, geometry, self.strategy, self._where())
-        strategy = choose(x, mixture, geometry, self.strategy, self._where())
+            return _planned(x, lowered, geometry, self.strategy, self._where())
+        strategy = choose(x, lowered, geometry, self.strategy, self._where())
         if not torch.compiler.is_compiling():
             self._last_strategy = strategy
-        return execute(x, mixture, geometry, strategy)
+        return execute(x, lowered, geometry, strategy)
 
     @classmethod
     def from_static(
@@ -143,16 +143,16 @@ class ConditionalLayer(nn.Module):
         if tuple(coefficients.shape) != (self.num_experts,):
             rule = f"must have shape ({self.num_experts},)"
             raise argument_error(self._where(), "coefficients", tuple(coefficients.shape), rule, "pass one each")
-        static = self._empty_static()
-        weight, bias = self.bank.collapse(coefficients.to(self.weight.device))
+        weight, bias = self.bank.collapse(coefficients)
+        static = self._empty_static(weight, bias is not None)
         with torch.no_grad():
             static.weight.copy_(weight)
             if bias is not None:
                 static.bias.copy_(bias)
         return static.train(self.training)
 
-    def _empty_static(self) -> Any:
-        """A static layer with this layer's arguments."""
+    def _empty_static(self, like: Tensor, bias: bool) -> Any:
+        """A static layer with this layer's arguments, on the device and in the dtype of `like`."""
         raise NotImplementedError
 
 
@@ -171,18 +171,9 @@ def last_strategy(layer: ConditionalLayer) -> str | None:
     return layer._last_strategy
 
 
-def _planned(
-    x: Tensor,
-    coefficients: Tensor,
-    experts: Tensor,
-    expert_bias: Tensor | None,
-    geometry: ConvGeometry,
-    strategy: str,
-    where: str,
-) -> Tensor:
+def _planned(x: Tensor, lowered: Mixture | Packed, geometry: ConvGeometry, strategy: str, where: str) -> Tensor:
     """What FX records of a layer: one call, which chooses its strategy when the graph runs."""
-    mixture = Mixture(coefficients, experts, expert_bias)
-    return execute(x, mixture, geometry, choose(x, mixture, geometry, strategy, where))
+    return execute(x, lowered, geometry, choose(x, lowered, geometry, strategy, where))
 
 
 torch.fx.wrap("_planned")

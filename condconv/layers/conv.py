@@ -206,7 +206,7 @@ class _ConditionalConv(ConditionalLayer):
         )
         return cast(Conv, made.train(layer.training))
 
-    def _empty_static(self) -> Any:
+    def _empty_static(self, like: Tensor, bias: bool) -> Any:
         arguments: dict[str, Any] = {"output_padding": self.output_padding} if self.transposed else {}
         return cast(Any, self.static_type)(
             self.in_channels,
@@ -216,10 +216,10 @@ class _ConditionalConv(ConditionalLayer):
             padding=self.padding,
             dilation=self.dilation,
             groups=self.groups,
-            bias=self.bias is not None,
+            bias=bias,
             padding_mode=self.padding_mode,
-            device=self.weight.device,
-            dtype=self.weight.dtype,
+            device=like.device,
+            dtype=like.dtype,
             **arguments,
         )
 

@@ -11,7 +11,7 @@ from condconv.errors import ShapeError, argument_error
 from condconv.execution import AUTO
 from condconv.geometry import ConvGeometry
 from condconv.layers.base import ConditionalLayer, RouterChoice, Self, check_static_type
-from condconv.lowered import Mixture
+from condconv.lowered import as_pointwise
 
 _POINTWISE = ConvGeometry(stride=(1,), padding=(0,), dilation=(1,))
 
@@ -82,8 +82,7 @@ class ConditionalLinear(ConditionalLayer):
                 coefficients = coefficients.unsqueeze(0)
         columns = _to_columns(x)  # B I P
         coefficients = self._route(columns, coefficients, None if tracing else x.shape[0])
-        coefficients, experts, bias = self.bank(coefficients)
-        y = self._convolve(columns, Mixture(coefficients, experts.unsqueeze(3), bias), self.geometry)  # B O P
+        y = self._convolve(columns, as_pointwise(self.bank(coefficients)), self.geometry)  # B O P
         y = _from_columns(y, x)
         return y.squeeze(0) if single else y
 
@@ -111,9 +110,8 @@ class ConditionalLinear(ConditionalLayer):
         )
         return cast(Self, made.train(layer.training))
 
-    def _empty_static(self) -> Any:
-        like = {"device": self.weight.device, "dtype": self.weight.dtype}
-        return nn.Linear(self.in_features, self.out_features, self.bias is not None, **like)
+    def _empty_static(self, like: Tensor, bias: bool) -> Any:
+        return nn.Linear(self.in_features, self.out_features, bias, like.device, like.dtype)
 
     def extra_repr(self) -> str:
         """Show the arguments, as torch.nn does."""

@@ -1,0 +1,110 @@
+"""The packed bank: the experts of an inference form, in f32, bf16 or int8 and in the layout of `condconv.packed`.
+
+    W(x) = Σᵢ αᵢ(x) sᵢ qᵢ,    b(x) = Σᵢ αᵢ(x) bᵢ + t
+
+qᵢ are the stored numbers and sᵢ the scales of int8 (1 otherwise). t is the constant that is left of a batch norm whose
+factor has been multiplied into every expert: it is added as it is, for coefficients need not sum to one.
+
+Experts are left out where |αᵢ| ≤ `threshold`. That assumes finite experts: the NaN of one that is left out is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from condconv.banks.base import Bank
+from condconv.errors import CheckpointError
+from condconv.lowered import Packed
+from condconv.packed import STORAGES, pack, unpack
+
+
+class PackedBank(Bank):
+    """n packed experts; they are buffers, for nothing here is trained.
+
+    Args:
+        experts: (n, O, I/g, *k), or (n, I, O/g, *k) for a transposed convolution.
+        bias: the experts' biases (n, O), or None.
+        shift: (O,) to be added to every example, or None.
+        groups: g.
+        storage: "f32", "bf16" or "int8".
+        threshold: experts whose coefficient is at most this large are left out; 0: those with coefficient 0.
+
+    Raises:
+        ArgumentError: no such storage, or experts for int8 that are not finite.
+    """
+
+    packed: Tensor
+    scale: Tensor | None
+    bias: Tensor | None
+    shift: Tensor | None
+
+    def __init__(
+        self,
+        experts: Tensor,
+        bias: Tensor | None,
+        shift: Tensor | None,
+        groups: int,
+        storage: str,
+        threshold: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.num_experts = experts.shape[0]
+        self.kernel_shape = tuple(experts.shape[1:])
+        self.groups = groups
+        self.threshold = threshold
+        packed, scale = pack(experts, groups, storage)
+        self.register_buffer("packed", packed)
+        self.register_buffer("scale", scale)
+        self.register_buffer("bias", None if bias is None else bias.detach().float())
+        self.register_buffer("shift", None if shift is None else shift.detach().float())
+
+    @property
+    def storage(self) -> str:
+        """Name of the storage."""
+        return next(name for name, dtype in STORAGES.items() if dtype == self.packed.dtype)
+
+    @property
+    def weight(self) -> Tensor:
+        """The experts (n, *kernel_shape) as they are used: unpacked anew each time, f32, or bf16 as stored."""
+        return unpack(self.packed, self.scale, self.kernel_shape, self.groups)
+
+    def forward(self, coefficients: Tensor) -> Packed:
+        """Return the lowered form for coefficients (B, n)."""
+        return Packed(
+            coefficients,
+            self.packed,
+            self.scale,
+            self.bias,
+            self.shift,
+            self.kernel_shape,
+            self.groups,
+            self.threshold,
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedBank:
+        """Move the experts; their types stay, whatever `.half()` or `.to(dtype)` asks of the rest of the network."""
+
+        def keeping_type(tensor: Tensor) -> Tensor:
+            changed = fn(tensor)
+            return changed if changed.dtype == tensor.dtype else tensor.to(changed.device)
+
+        return super()._apply(keeping_type, recurse)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Refuse experts of another storage, which would fit by their number and mean something else."""
+        given = state_dict.get(f"{prefix}packed")
+        if given is not None and given.dtype != self.packed.dtype:
+            stored = next((name for name, dtype in STORAGES.items() if dtype == given.dtype), str(given.dtype))
+            raise CheckpointError(
+                f"{prefix}packed: the file holds {stored} experts, the network {self.storage} ones; load it into "
+                f"optimize_for_inference(model, experts={stored!r})"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def extra_repr(self) -> str:
+        """Show how much is stored, and how."""
+        shown = f"{self.num_experts} x {self.kernel_shape}, {self.storage}"
+        return shown + (f", threshold={self.threshold:g}" if self.threshold else "")
