@@ -1,0 +1,148 @@
+"""The compiled operators: loading them, and what torch must know of them besides their kernels.
+
+    condconv::conv2d          experts as the bank holds them, differentiable
+    condconv::conv2d_packed   experts in the layout of `condconv.packed`, for inference
+
+Both mix the kernels of a few examples panel by panel in cache and multiply at once; B·|W| is never in memory.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from condconv.geometry import ConvGeometry
+
+
+@functools.cache
+def load_error() -> str | None:
+    """Load the operators on the first call. Return why they cannot be used, or None if they can."""
+    files = sorted(Path(__file__).parent.glob("_ops*.so"))
+    if not files:
+        return "the operator was not built: there was no C++ compiler when condconv was installed"
+    try:
+        torch.ops.load_library(str(files[0]))
+    except OSError as error:
+        return f"{files[0].name} was built for another torch and cannot be loaded ({error}); install condconv again"
+    _describe()
+    if torch.ops.condconv.instruction_set() == "none":
+        return f"this CPU ({platform.machine()}) has neither AVX2 nor AVX-512"
+    return None
+
+
+def available() -> bool:
+    """Whether the operators can be used on this machine."""
+    return load_error() is None
+
+
+def instruction_set() -> str:
+    """Return the instruction set that the operators use: "avx2", "avx512" or "none"."""
+    return torch.ops.condconv.instruction_set() if available() else "none"
+
+
+def cpu_features() -> list[str]:
+    """Return the vector extensions that this CPU has, of those that matter here."""
+    names = {"AVX2": "avx2", "AVX512": "avx512_f", "AVX512_BF16": "avx512_bf16", "AMX_BF16": "amx_bf16"}
+    capabilities = getattr(torch.backends.cpu, "get_cpu_capability", lambda: "unknown")()
+    try:
+        flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
+    except (OSError, StopIteration):
+        return [capabilities]
+    words = {word.replace("avx512f", "avx512_f") for word in flags.split()}
+    return [name for name, flag in names.items() if flag in words]
+
+
+def _output(x: Tensor, kernel_shape: Sequence[int], geometry: ConvGeometry) -> Tensor:
+    size = geometry.output_size(x.shape[2:], kernel_shape[2:])
+    shape = (x.shape[0], geometry.out_channels(kernel_shape), *size)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def _geometry(
+    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
+) -> ConvGeometry:
+    return ConvGeometry(tuple(stride), tuple(padding), tuple(dilation), groups)
+
+
+def _conv2d_fake(x: Tensor, coefficients: Tensor, experts: Tensor, *geometry: Any) -> Tensor:
+    return _output(x, experts.shape[1:], _geometry(*geometry))
+
+
+def _conv2d_packed_fake(
+    x: Tensor,
+    coefficients: Tensor,
+    packed: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    kernel_shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    threshold: float,
+) -> Tensor:
+    return _output(x, kernel_shape, _geometry(stride, padding, dilation, groups))
+
+
+def _conv2d_backward_fake(
+    grad: Tensor, x: Tensor, coefficients: Tensor, experts: Tensor, *arguments: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    needs_input = arguments[-1]
+    dx = torch.empty(
+        (x.shape[0] if needs_input else 0, *x.shape[1:]),
+        dtype=x.dtype,
+        device=x.device,
+        memory_format=torch.channels_last,
+    )
+    return dx, torch.empty_like(coefficients), torch.empty(experts.shape, dtype=experts.dtype, device=experts.device)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, coefficients, experts, *ctx.geometry = inputs
+    ctx.save_for_backward(x, coefficients, experts)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, coefficients, experts = ctx.saved_tensors
+    needs_input = ctx.needs_input_grad[0]
+    dx, dc, dw = torch.ops.condconv.conv2d_backward(grad, x, coefficients, experts, *ctx.geometry, needs_input)
+    return (dx if needs_input else None), dc, dw, None, None, None, None
+
+
+def mixing_macs(batch: int, experts: int, kernel_shape: Sequence[int]) -> int:
+    """Return the multiply-adds of mixing the kernels of a batch."""
+    return batch * experts * math.prod(kernel_shape)
+
+
+def _flops(x: Sequence[int], experts: int, kernel_shape: Sequence[int], geometry: ConvGeometry) -> int:
+    macs = x[0] * geometry.macs(kernel_shape, x[2:]) + mixing_macs(x[0], experts, kernel_shape)
+    return 2 * macs
+
+
+def _describe() -> None:
+    """Tell torch shapes, gradients and floating-point operations of the operators that were just loaded."""
+    torch.library.register_fake("condconv::conv2d", _conv2d_fake)
+    torch.library.register_fake("condconv::conv2d_packed", _conv2d_packed_fake)
+    torch.library.register_fake("condconv::conv2d_backward", _conv2d_backward_fake)
+    torch.library.register_autograd("condconv::conv2d", _backward, setup_context=_save)
+
+    @register_flop_formula(torch.ops.condconv.conv2d)
+    def _(x: Any, coefficients: Any, experts: Any, *geometry: Any, **_: Any) -> int:
+        return _flops(x, experts[0], experts[1:], _geometry(*geometry))
+
+    @register_flop_formula(torch.ops.condconv.conv2d_packed)
+    def _(x: Any, coefficients: Any, packed: Any, scale: Any, bias: Any, kernel_shape: Any, *rest: Any, **_: Any) -> int:
+        return _flops(x, coefficients[1], kernel_shape, _geometry(*rest[:4]))
+
+    @register_flop_formula(torch.ops.condconv.conv2d_backward)
+    def _(grad: Any, x: Any, coefficients: Any, experts: Any, *arguments: Any, **_: Any) -> int:
+        # The mixed kernels' gradient costs one convolution, x's another; each is paired with as much mixing again.
+        return _flops(x, experts[0], experts[1:], _geometry(*arguments[:4])) * (2 if arguments[4] else 1)

@@ -1,0 +1,95 @@
+// What the operators hand to the kernels: problems described by plain numbers and pointers, no torch.
+//
+// B batch, n experts, O/I output/input channels, g groups, kh kw kernel. All maps are NHWC ("channels_last").
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace condconv {
+
+enum class Storage { f32, bf16, int8 };
+
+constexpr int64_t kBlock = 16;  // columns of one block of a packed bank
+constexpr int64_t kChunk = 64;  // rows of one chunk of a packed bank
+constexpr int64_t kDepthwiseMap = 128 * 1024;  // floats of a depthwise panel's input that stay in L2
+
+// n expert matrices (K rows, N columns) for each of `groups` groups. Packed: the layout of condconv/packed.py. Otherwise f32
+// with strides, in elements; k = (tap, channel).
+struct Bank {
+  const void* data;
+  Storage storage;
+  const float* scale;  // (n, groups · blocks · 16) or null
+  int64_t experts;
+  bool packed;
+  int64_t expert_stride, group_stride, tap_stride, depth_stride, column_stride;
+};
+
+// y[b][target[r]] = bias_b + Σ_tap x[b][source[tap][r]] · (Σ_i c[b][i] W_i)[tap], for every row r; source -1 reads zeros.
+struct Gemm {
+  int64_t batch, rows, taps, depth, columns, groups;
+  const int32_t* source;  // (taps, rows), positions in one example of x
+  const int32_t* target;  // (rows), positions in one example of y
+  const float* x;
+  int64_t x_example, x_position;  // strides in elements; a group takes `depth` channels
+  float* y;
+  int64_t y_example, y_position;  // a group takes `columns` channels
+  const float* coefficients;      // (B, n)
+  const float* bias;              // (n, groups · columns) or null
+  float threshold;
+  Bank bank;
+
+  int64_t blocks() const { return (columns + kBlock - 1) / kBlock; }
+};
+
+// Gradient of the experts and the coefficients of a Gemm; W is (n, groups · columns, taps, depth), contiguous f32.
+struct GemmGradient {
+  int64_t batch, rows, taps, depth, columns, groups, experts;
+  const int32_t* source;
+  const float* x;
+  int64_t x_example, x_position;
+  const float* grad;  // (B, rows, groups · columns)
+  int64_t grad_example, grad_position;
+  const float* coefficients;  // (B, n)
+  const float* weight;
+  float* weight_grad;  // written, not added to
+
+  int64_t panels() const { return (depth + 3 * kBlock - 1) / (3 * kBlock); }
+  int64_t units() const { return groups * taps * panels(); }
+};
+
+// One kernel for each channel and example. The bank is packed, or (n, C, taps) contiguous f32 with column_stride = taps.
+struct Depthwise {
+  int64_t batch, channels, height, width, out_height, out_width;
+  int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+  const float* x;
+  float* y;
+  const float* coefficients;
+  const float* bias;
+  float threshold;
+  int64_t panel;  // channels that one thread takes at once, a multiple of 32
+  bool flipped;   // read the taps from last to first: the gradient of the input of a convolution of stride 1
+  Bank bank;
+
+  int64_t panels() const { return (channels + panel - 1) / panel; }
+};
+
+struct DepthwiseGradient {
+  Depthwise shape;    // x and coefficients of the forward pass; y and bias unused
+  const float* grad;  // (B, OH, OW, C)
+  float* weight_grad;  // (n, C, taps), written
+};
+
+// The kernels of one instruction set. `coefficient_grad` of a gradient unit is (B, n), added to.
+struct Kernels {
+  const char* name;
+  void (*gemm)(const Gemm&, int64_t first_block, int64_t last_block, int64_t first_example, int64_t last_example);
+  void (*gemm_gradient)(const GemmGradient&, int64_t unit, float* coefficient_grad);
+  void (*depthwise)(const Depthwise&, int64_t example, int64_t panel);
+  void (*depthwise_gradient)(const DepthwiseGradient&, int64_t panel, float* coefficient_grad);
+};
+
+extern const Kernels avx2_kernels;
+extern const Kernels avx512_kernels;
+
+}  // namespace condconv

@@ -1,0 +1,23 @@
+// The kernels for AVX2: 16 registers of 8 floats. Standard headers come first: nothing of them may be compiled for
+// a CPU that the program does not run on.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "conv.h"
+#include "scratch.h"
+
+#if defined(__x86_64__)
+#pragma GCC target("avx2,fma")
+#define LANES 8
+#define MAX_COLUMNS 1
+#define MAX_ROWS(columns) 6
+
+namespace condconv {
+namespace {
+#include "vector_kernels.inc"
+}
+const Kernels avx2_kernels = {"avx2", gemm, gemm_gradient, depthwise, depthwise_gradient};
+}  // namespace condconv
+#endif

@@ -1,0 +1,23 @@
+// The kernels for AVX-512: 32 registers of 16 floats. Standard headers come first: nothing of them may be compiled for
+// a CPU that the program does not run on.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "conv.h"
+#include "scratch.h"
+
+#if defined(__x86_64__)
+#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")
+#define LANES 16
+#define MAX_COLUMNS 4
+#define MAX_ROWS(columns) ((columns) == 4 ? 6 : 8)
+
+namespace condconv {
+namespace {
+#include "vector_kernels.inc"
+}
+const Kernels avx512_kernels = {"avx512", gemm, gemm_gradient, depthwise, depthwise_gradient};
+}  // namespace condconv
+#endif
