@@ -11,9 +11,12 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
+from jsonargparse import ActionYesNo
+
 from condconv.cli.parser import Parser
 from condconv.errors import ArgumentError
-from condconv.training.config import TrainConfig, flag
+from condconv.training.config import TrainConfig
+from condconv.training.rules import flag
 
 
 def make_parser() -> Parser:
@@ -25,7 +28,7 @@ def make_parser() -> Parser:
         default = None if field.default is MISSING else field.default
         name, text = f"--{flag(field.name)}", field.metadata["help"]
         if hints[field.name] is bool:
-            parser.add_argument(name, action="store_true", default=default, help=text)
+            parser.add_argument(name, action=ActionYesNo(no_prefix="no-"), default=default, help=text)
         else:
             # None stands for "not given" only as a default, so `int | None` is an int on the command line.
             kind = next(kind for kind in (get_args(hints[field.name]) or (hints[field.name],)) if kind is not NoneType)

@@ -1,5 +1,6 @@
 """Data: named sets, image folders, tar shards and IDX files, with exact epochs and per-sample randomness."""
 
+from condconv.data.mixup import MixedSample, MixupView
 from condconv.data.opening import open_source, sources
 from condconv.data.sampling import EpochSampler, SampleKey, sample_seed
 from condconv.data.source import ImageSet, Source, Subset, TensorImages
@@ -10,6 +11,8 @@ __all__ = [
     "EpochSampler",
     "ImageSet",
     "ImageView",
+    "MixedSample",
+    "MixupView",
     "Sample",
     "SampleKey",
     "Source",

@@ -25,16 +25,19 @@ class EpochSampler(Sampler[SampleKey]):
     """The samples of one rank, epoch by epoch.
 
     With `shuffle`, each epoch is a permutation drawn from (seed, epoch); the rank takes every `world_size`-th, and the
-    few that don't fill a round are left out of that epoch. Without, the order is that of the set and missing places are
-    `PADDING`.
+    few that don't fill a round of `multiple_of` for every rank are left out of that epoch. Without, the order is that
+    of the set and missing places are `PADDING`.
     """
 
-    def __init__(self, size: int, *, shuffle: bool, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, size: int, *, shuffle: bool, seed: int = 0, rank: int = 0, world_size: int = 1, multiple_of: int = 1
+    ) -> None:
         self.size = size
         self.shuffle = shuffle
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.multiple_of = multiple_of
         self.epoch = 0
         self.position = 0
 
@@ -51,7 +54,9 @@ class EpochSampler(Sampler[SampleKey]):
 
     def __len__(self) -> int:
         """Samples of this rank in a whole epoch, wherever it was resumed."""
-        return self.size // self.world_size if self.shuffle else -(-self.size // self.world_size)
+        if self.shuffle:
+            return self.size // self.world_size // self.multiple_of * self.multiple_of
+        return -(-self.size // self.world_size)
 
     def __iter__(self) -> Iterator[SampleKey]:
         """The keys of this epoch from the position on."""

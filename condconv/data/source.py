@@ -99,6 +99,12 @@ class Source:
         """The source with at most `train` and `val` images: a fixed random subset, the same for every seed."""
         return replace(self, train=_subset(self.train, train), val=_subset(self.val, val))
 
+    def resized(self, side: int | None) -> Source:
+        """The source with images of `side` x `side` pixels for the network; as it is where None."""
+        if side is None:
+            return self
+        return replace(self, image_size=(side, side), native=self.native and self.image_size == (side, side))
+
 
 def _subset(images: ImageSet, limit: int | None) -> ImageSet:
     if limit is None or limit >= len(images):

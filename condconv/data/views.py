@@ -1,8 +1,8 @@
-"""From a source to what a loader reads: augmentation and normalisation, each sample's randomness its own."""
+"""From a source to what a loader reads: a sample for each key, its randomness its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from torchvision.transforms import v2
 
 from condconv.data.sampling import PADDING, SampleKey, sample_seed
 from condconv.data.source import ImageSet, Source
+from condconv.data.transforms import train_transform, val_transform
 from condconv.errors import DataError
 
 IGNORED = -1
@@ -39,36 +40,6 @@ def seeded(seed: int) -> Iterator[None]:
         torch.set_rng_state(state)
 
 
-def train_transform(source: Source) -> Callable[[Tensor], Tensor]:
-    """Random crop (padded for small stored sizes, resized otherwise), mirror where the source allows, normalise."""
-    height, width = source.image_size
-    crop: list[Callable[[Tensor], Tensor]]
-    if source.native:
-        crop = [v2.RandomCrop((height, width), padding=max(1, min(height, width) // 8))]
-    else:
-        crop = [v2.RandomResizedCrop((height, width), antialias=True)]
-    flip: list[Callable[[Tensor], Tensor]] = [v2.RandomHorizontalFlip()] if source.flip else []
-    return v2.Compose([*crop, *flip, *_normalise(source)])
-
-
-def val_transform(source: Source) -> Callable[[Tensor], Tensor]:
-    """The stored image as it is, or the middle 87.5 % of the resized one; normalised."""
-    if source.native:
-        return v2.Compose(_normalise(source))
-    height, width = source.image_size
-    return v2.Compose(
-        [
-            v2.Resize(round(min(height, width) / 0.875), antialias=True),
-            v2.CenterCrop((height, width)),
-            *_normalise(source),
-        ]
-    )
-
-
-def _normalise(source: Source) -> list[Callable[[Tensor], Tensor]]:
-    return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(source.mean), list(source.std))]
-
-
 class ImageView(Dataset[Sample]):
     """A data set for a loader, asked by `SampleKey`.
 
@@ -76,9 +47,11 @@ class ImageView(Dataset[Sample]):
     (validation), and reported through `Sample.decoded`; without, its `DataError` is raised.
     """
 
-    def __init__(self, source: Source, *, train: bool, seed: int = 0, skip_bad: bool = False) -> None:
+    def __init__(
+        self, source: Source, *, train: bool, seed: int = 0, skip_bad: bool = False, auto_augment: str | None = None
+    ) -> None:
         self.images: ImageSet = source.train if train else source.val
-        self.transform = train_transform(source) if train else val_transform(source)
+        self.transform = train_transform(source, auto_augment) if train else val_transform(source)
         self.image_shape = (source.channels, *source.image_size)
         self.native = source.native
         self.train = train

@@ -1,4 +1,4 @@
-"""What happens beside the steps: temperature, damaged images, and the row of each epoch."""
+"""What happens beside the steps: damaged images, and the row of each epoch."""
 
 from __future__ import annotations
 
@@ -10,44 +10,9 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import nn
 
 from condconv.routers.gates import SoftmaxGate
-from condconv.routers.schedule import TemperatureSchedule
 from condconv.training.module import Batch, ClassificationModule
-
-ANNEALING_EPOCHS = 10
-
-
-def has_temperature(model: nn.Module) -> bool:
-    """Whether the model has softmax gates, whose temperature is to be annealed."""
-    return any(isinstance(module, SoftmaxGate) for module in model.modules())
-
-
-def annealing_steps(steps_per_epoch: int, epochs: int) -> int:
-    """Ten epochs as in the paper, but at most half of the run, so that a short one also trains at temperature 1."""
-    return max(1, min(ANNEALING_EPOCHS * steps_per_epoch, steps_per_epoch * epochs // 2))
-
-
-class TemperatureAnnealing(pl.Callback):
-    """Steps a `condconv.TemperatureSchedule` after each optimiser step."""
-
-    def __init__(self, schedule: TemperatureSchedule) -> None:
-        self.schedule = schedule
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """One step."""
-        self.schedule.step()
-
-    def state_dict(self) -> dict[str, Any]:
-        """The schedule's state."""
-        return dict(self.schedule.state_dict())
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a state."""
-        self.schedule.load_state_dict(state_dict)
 
 
 class DamagedImages(pl.Callback):

@@ -1,16 +1,26 @@
-"""What a training run is told: one flat record, the same as the command line's flags and as the run folder's
-config.yaml.
+"""What a training run is told: one flat record, the same as the command line's flags, as a recipe's keys and as the
+run folder's config.yaml.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, replace
 from typing import Literal
 
-from condconv.errors import ArgumentError, argument_error
-from condconv.registry import unknown_name_message
+from condconv.errors import argument_error
+from condconv.training.rules import (
+    COUNT,
+    NOT_NEGATIVE,
+    POSITIVE,
+    PROBABILITY,
+    SEED,
+    WHOLE,
+    Rule,
+    check_rules,
+    setting,
+)
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
@@ -18,68 +28,118 @@ PRECISIONS: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
     "bf16": "bf16-mixed",
     "16": "16-mixed",
 }
+SCHEDULES = ("cosine", "step", "exponential")
+GATES = ("sigmoid", "softmax")
+AUTO_AUGMENTS = ("imagenet", "cifar10", "svhn", "rand", "trivial")
+NO_VARIANT = "none"
+WIDTH = Rule(lambda value: 0 < value <= 64, "must be above 0 and at most 64")
 SMALL_INPUT = 64
 SMALL_INPUT_STRIDES = (4, 2, 1)
 SMALLEST_MAP = 7
+FAST_STEPS = 3
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run. Each field's metadata is its help text on the command line."""
+    """One training run. Each field's metadata is its help text on the command line and the rule for its value."""
 
-    data: str = field(metadata={"help": "fashion-mnist, digits, or a folder: train/ and val/, tar shards, IDX files"})
-    model: str = field(default="mobilenetv1_025", metadata={"help": "static backbone or name of the zoo"})
-    variant: str = field(default="condconv", metadata={"help": "condconv, dynamic_convolution, or none: static alone"})
-    width: float = field(default=1.0, metadata={"help": "factor on the channels of every layer"})
-    num_experts: int | None = field(default=None, metadata={"help": "kernels of each layer (default: the variant's)"})
-    twin: bool = field(
-        default=False,
-        metadata={"help": "also train two static networks: of the same shape, and widened to equal multiply-adds"},
+    # Data.
+    data: str = setting(MISSING, "fashion-mnist, digits, or a folder: train/ and val/, tar shards, IDX files")
+    input_size: int | None = setting(
+        None, "side of the square that the network gets, pixels (default: the set's)", COUNT
     )
-    epochs: int = field(default=20, metadata={"help": "passes over the training set"})
-    batch_size: int = field(default=128, metadata={"help": "images of one step in each process"})
-    lr: float = field(default=0.1, metadata={"help": "peak learning rate of SGD, after warm-up"})
-    seed: int = field(default=0, metadata={"help": "seeds weights, order and augmentation"})
-    workers: int | None = field(default=None, metadata={"help": "loader processes; results don't depend on it"})
-    device: str = field(default="auto", metadata={"help": ", ".join(DEVICES)})
-    precision: str = field(default="32", metadata={"help": ", ".join(PRECISIONS)})
-    name: str | None = field(default=None, metadata={"help": "name of the run folder (default: data-model-variant)"})
-    out: str = field(default="runs", metadata={"help": "folder of the run folders"})
-    output_stride: int | None = field(
-        default=None,
-        metadata={
-            "help": "total downsampling; default: 4 (last map at least 7x7) for inputs below 64 px, else as published"
-        },
+    num_classes: int | None = setting(None, "classes that the data must have (default: as many as it has)", COUNT)
+    limit_train: int | None = setting(None, "train on a fixed subset of this many images", COUNT)
+    limit_val: int | None = setting(None, "validate on a fixed subset of this many images", COUNT)
+    skip_bad_images: bool = setting(False, "count and list damaged samples instead of stopping")
+    auto_augment: str | None = setting(None, f"learned augmentation: {', '.join(AUTO_AUGMENTS)}", AUTO_AUGMENTS)
+    mixup: float = setting(0.0, "alpha of Mixup: pairs of images are blended; 0 for none", NOT_NEGATIVE)
+
+    # Network.
+    model: str = setting("mobilenetv1_025", "static backbone, name of the zoo, or any timm network")
+    variant: str = setting("condconv", "condconv, dynamic_convolution, or none: static alone")
+    width: float = setting(1.0, "factor on the channels of every layer", WIDTH)
+    num_experts: int | None = setting(None, "kernels of each layer (default: the variant's)", COUNT)
+    targets: str | None = setting(
+        None,
+        "which layers become conditional: kinds, 'last N blocks', regular expressions, several joined by ' + ' "
+        "(default: the variant's placement)",
     )
-    skip_bad_images: bool = field(
-        default=False, metadata={"help": "count and list damaged samples instead of stopping"}
+    share: str | None = setting(
+        None, "who shares a router: block, network, a number of blocks, or none (default: the variant's)"
     )
-    limit_train: int | None = field(default=None, metadata={"help": "train on a fixed subset of this many images"})
-    limit_val: int | None = field(default=None, metadata={"help": "validate on a fixed subset of this many images"})
-    no_report: bool = field(default=False, metadata={"help": "skip the report of what the experts do"})
-    tensorboard: int | None = field(
-        default=None, metadata={"help": "write pictures of the routing for TensorBoard every so many epochs"}
+    gate: str | None = setting(None, f"{' or '.join(GATES)} (default: the variant's)", GATES)
+    router_init_scale: float = setting(1.0, "factor on the routers' last weights at the start", NOT_NEGATIVE)
+    expert_init_scale: float = setting(1.0, "factor on the experts' kernels at the start", POSITIVE)
+    upcycle_from: str | None = setting(
+        None, "weights of a trained static network (run folder or safetensors) that the networks begin with"
     )
+    output_stride: int | None = setting(
+        None, "total downsampling; default: 4 (last map at least 7x7) for inputs below 64 px, else as published", COUNT
+    )
+    twin: bool = setting(False, "also train two static networks: of the same shape, and widened to equal multiply-adds")
+
+    # Regularisation.
+    dropout: float = setting(0.0, "probability of dropping a feature before the classifier", PROBABILITY)
+    drop_path: float = setting(0.0, "stochastic depth: of dropping the last block, linear over depth", PROBABILITY)
+    expert_dropout: float = setting(0.0, "probability of dropping an expert of an image", PROBABILITY)
+    label_smoothing: float = setting(0.1, "share of the label that is spread over all classes", PROBABILITY)
+    weight_decay: float = setting(1e-4, "L2 penalty on kernels and matrices", NOT_NEGATIVE)
+    decay_biases: bool = setting(False, "also on biases; never on normalisation")
+
+    # Optimisation.
+    epochs: int = setting(20, "passes over the training set", COUNT)
+    batch_size: int = setting(128, "images of one pass in each process", COUNT)
+    accumulate: int = setting(1, "passes whose gradients make one step", COUNT)
+    optimizer: str = setting("sgd", "timm's name of the optimiser: sgd (Nesterov), momentum, rmsproptf, adamw, …")
+    momentum: float = setting(0.9, "of the optimiser, where it has one", PROBABILITY)
+    eps: float | None = setting(None, "of the optimiser, where it has one (default: its own)", POSITIVE)
+    lr: float = setting(0.1, "peak learning rate, after warm-up", POSITIVE)
+    base_batch: int | None = setting(
+        None, "lr is for so many images a step, and scaled to those of all processes (default: not scaled)", COUNT
+    )
+    router_lr_factor: float = setting(1.0, "factor on the learning rate of routers", NOT_NEGATIVE)
+    schedule: str = setting("cosine", f"of the learning rate: {', '.join(SCHEDULES)}", SCHEDULES)
+    warmup_epochs: float | None = setting(None, "linear warm-up (default: a twentieth of the run)", NOT_NEGATIVE)
+    decay_epochs: float = setting(30.0, "schedules step and exponential: epochs between two decays", POSITIVE)
+    decay_factor: float = setting(0.1, "schedules step and exponential: factor of one decay", POSITIVE)
+    grad_clip: float = setting(5.0, "largest norm of the gradient; 0 for no limit", NOT_NEGATIVE)
+    ema: float = setting(0.0, "decay of the averaged weights, which are then the result; 0 for none", PROBABILITY)
+    temperature_start: float = setting(30.0, "of softmax gates, in the beginning", POSITIVE)
+    temperature_end: float = setting(1.0, "of softmax gates, after annealing", POSITIVE)
+    temperature_epochs: int | None = setting(
+        None, "epochs of annealing, linear by step (default: 10, at most half of the run)", COUNT
+    )
+
+    # How it is run.
+    seed: int = setting(0, "seeds weights, order and augmentation", SEED)
+    workers: int | None = setting(None, "loader processes; results don't depend on it", WHOLE)
+    device: str = setting("auto", ", ".join(DEVICES), DEVICES)
+    precision: str = setting("32", ", ".join(PRECISIONS), tuple(PRECISIONS))
+    channels_last: bool = setting(False, "keep images and kernels in NHWC order")
+    compile: bool = setting(False, "compile the training pass with torch.compile")
+    activation_checkpointing: bool = setting(False, "save memory: compute each block's activations twice")
+
+    # What it leaves.
+    name: str | None = setting(None, "name of the run folder (default: data-model-variant)")
+    out: str = setting("runs", "folder of the run folders")
+    report: bool = setting(True, "write the report of what the experts do")
+    tensorboard: int | None = setting(None, "write pictures of the routing for TensorBoard every so many epochs", COUNT)
+    recipe: str | None = setting(None, "begin with the settings of a recipe; `condconv recipes` lists them")
 
     def __post_init__(self) -> None:
-        """Raise `ArgumentError` for a value outside its range."""
-        for name in ("epochs", "batch_size", "num_experts", "output_stride", "limit_train", "limit_val", "tensorboard"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise argument_error("train", name, value, "must be at least 1", f"pass --{flag(name)} 1 or more")
-        if not 0 < self.width <= 64:
-            raise argument_error("train", "width", self.width, "must be above 0 and at most 64", "leave --width out")
-        if self.workers is not None and self.workers < 0:
-            raise argument_error("train", "workers", self.workers, "must not be negative", "pass --workers 0 or more")
-        if not 0 <= self.seed < 2**63:
-            raise argument_error("train", "seed", self.seed, "must be in 0 … 2^63 - 1", "pass another --seed")
-        if not 0 < self.lr < float("inf"):
-            raise argument_error("train", "lr", self.lr, "must be positive and finite", "the default is --lr 0.1")
+        """Raise `ArgumentError` for a value outside its range, or settings that exclude one another."""
+        check_rules(self)
         if self.name is not None and (not self.name.strip(".") or os.sep in self.name):
             raise argument_error("train", "name", self.name, "must be a plain folder name", "use --out for the folder")
-        for name, known in (("device", DEVICES), ("precision", tuple(PRECISIONS))):
-            if getattr(self, name) not in known:
-                raise ArgumentError(f"--{name}: {unknown_name_message(name, getattr(self, name), known)}")
+        _check_share(self.share)
+        if self.upcycle_from is not None and self.expert_init_scale != 1:
+            rule = "does not go with --upcycle-from, whose experts begin as the static kernels"
+            raise argument_error("train", "expert_init_scale", self.expert_init_scale, rule, "leave one of them out")
+
+        if self.compile and self.activation_checkpointing:
+            rule = "does not go with --compile, which decides itself what is computed twice"
+            raise argument_error("train", "activation_checkpointing", True, rule, "leave one of them out")
 
     @property
     def run_name(self) -> str:
@@ -93,7 +153,15 @@ class TrainConfig:
         """The fields by name."""
         return asdict(self)
 
+    def shortened(self, processes: int = 1) -> TrainConfig:
+        """The same run cut down to a few steps and a little validation, to see whether all of it works."""
+        images = FAST_STEPS * self.batch_size * self.accumulate * processes
+        name = f"{self.run_name}-fast"
+        return replace(self, epochs=1, limit_train=images, limit_val=2 * self.batch_size, report=False, name=name)
 
-def flag(name: str) -> str:
-    """The command line's spelling of a field."""
-    return name.replace("_", "-")
+
+def _check_share(share: str | None) -> None:
+    if share is None or share in ("none", "block", "network") or (share.isdigit() and int(share) > 0):
+        return
+    remedy = "pass none, block, network or a number of blocks"
+    raise argument_error("train", "share", share, "is no way to share routers", remedy)

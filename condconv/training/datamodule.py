@@ -9,7 +9,8 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from condconv.data import EpochSampler, ImageView, Sample, Source
+from condconv.data import EpochSampler, ImageView, MixupView, Source
+from condconv.training.config import TrainConfig
 from condconv.training.interruption import leave_signals_to_parent
 
 
@@ -18,7 +19,15 @@ def default_workers(source: Source) -> int:
     return 0 if source.in_memory else min(8, os.cpu_count() or 1)
 
 
-class PositionedLoader(DataLoader[Sample]):
+def train_view(source: Source, config: TrainConfig) -> ImageView | MixupView:
+    """The training images as the settings want them augmented."""
+    view = ImageView(
+        source, train=True, seed=config.seed, skip_bad=config.skip_bad_images, auto_augment=config.auto_augment
+    )
+    return MixupView(view, config.mixup) if config.mixup else view
+
+
+class PositionedLoader(DataLoader[tuple[Any, ...]]):
     """A loader that Lightning recognises as resumable; the position itself is kept by `SourceDataModule`."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -32,36 +41,37 @@ class PositionedLoader(DataLoader[Sample]):
 class SourceDataModule(pl.LightningDataModule):
     """Training and validation loaders of a source, in the order of (seed, epoch), shared among processes."""
 
-    def __init__(self, source: Source, *, batch_size: int, seed: int, workers: int, skip_bad: bool = False) -> None:
+    def __init__(self, source: Source, config: TrainConfig, *, batch_size: int, workers: int) -> None:
         super().__init__()
-        self.source = source
         self.batch_size = batch_size
+        self.images_per_step = batch_size * config.accumulate
         self.workers = workers
-        self.train_view = ImageView(source, train=True, seed=seed, skip_bad=skip_bad)
-        self.val_view = ImageView(source, train=False, seed=seed, skip_bad=skip_bad)
-        self.seed = seed
+        self.seed = config.seed
+        self.train_view = train_view(source, config)
+        self.val_view = ImageView(source, train=False, seed=config.seed, skip_bad=config.skip_bad_images)
         self.start = (0, 0)
 
     def train_dataloader(self) -> PositionedLoader:
-        """Full batches only: the few images left over are others in each epoch."""
-        sampler = self._sampler(self.train_view, shuffle=True)
+        """Full steps only: the few images left over are others in each epoch."""
+        sampler = self._sampler(self.train_view, shuffle=True, multiple_of=self.images_per_step)
         sampler.resume(*self.start)
-        return self._loader(self.train_view, sampler, drop_last=True)
+        return self._loader(self.train_view, sampler)
 
     def val_dataloader(self) -> PositionedLoader:
         """Every image once."""
-        return self._loader(self.val_view, self._sampler(self.val_view, shuffle=False), drop_last=False)
+        return self._loader(self.val_view, self._sampler(self.val_view, shuffle=False))
 
-    def _sampler(self, view: ImageView, shuffle: bool) -> EpochSampler:
+    def _sampler(self, view: ImageView | MixupView, shuffle: bool, multiple_of: int = 1) -> EpochSampler:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return EpochSampler(len(view), shuffle=shuffle, seed=self.seed, rank=rank, world_size=world_size)
+        return EpochSampler(
+            len(view), shuffle=shuffle, seed=self.seed, rank=rank, world_size=world_size, multiple_of=multiple_of
+        )
 
-    def _loader(self, view: ImageView, sampler: EpochSampler, drop_last: bool) -> PositionedLoader:
+    def _loader(self, view: ImageView | MixupView, sampler: EpochSampler) -> PositionedLoader:
         return PositionedLoader(
             view,
             batch_size=self.batch_size,
             sampler=sampler,
-            drop_last=drop_last,
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=leave_signals_to_parent,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,25 +16,17 @@ import torch.distributed
 from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 
-from condconv.data import ImageView, open_source
+from condconv.data import ImageView, Source, open_source
 from condconv.errors import ArgumentError, DataError
 from condconv.registry import unknown_name_message
-from condconv.routers.schedule import TemperatureSchedule
-from condconv.training.callbacks import (
-    DamagedImages,
-    EpochRows,
-    Row,
-    TemperatureAnnealing,
-    annealing_steps,
-    has_temperature,
-)
+from condconv.training.callbacks import DamagedImages, EpochRows, Row
 from condconv.training.checkpoint import AtomicCheckpointIO, CheckpointKeeper, read_checkpoint, require_same_run
 from condconv.training.config import DEVICES, PRECISIONS, TrainConfig
 from condconv.training.console import RunConsole
 from condconv.training.datamodule import SourceDataModule, default_workers
 from condconv.training.evaluation import evaluate, latency_ms
 from condconv.training.interruption import StopRequest
-from condconv.training.module import GRADIENT_CLIP_NORM, ClassificationModule
+from condconv.training.module import ClassificationModule
 from condconv.training.networks import NetworkSpec, plan_networks
 from condconv.training.report import NetworkResult, save_weights, write_report
 from condconv.training.routing import conditional_layers
@@ -42,7 +34,7 @@ from condconv.training.routing_report import RoutingImages, routing_report
 from condconv.training.run_folder import RunFolder
 
 # These change nothing about the results, so a checkpoint may be resumed with others.
-FREE_TO_CHANGE = frozenset({"name", "out", "workers", "device", "no_report", "tensorboard"})
+FREE_TO_CHANGE = frozenset({"name", "out", "workers", "device", "report", "tensorboard"})
 
 
 @dataclass(frozen=True)
@@ -78,7 +70,8 @@ class Experiment:
         self.processes = Processes.from_environment()
         self.device = resolve_device(config.device, config.precision)
         self.source = open_source(config.data, skip_bad=config.skip_bad_images)
-        self.source = self.source.limited(config.limit_train, config.limit_val)
+        require_class_count(config, self.source)
+        self.source = self.source.limited(config.limit_train, config.limit_val).resized(config.input_size)
         self.config = config
         self.batch_size = self._fitting_batch_size()
         workers = config.workers if config.workers is not None else default_workers(self.source)
@@ -86,18 +79,41 @@ class Experiment:
         self.specs = plan_networks(config, self.source)
 
     def _fitting_batch_size(self) -> int:
-        most = len(self.source.train) // self.processes.world_size
+        images = len(self.source.train)
+        shares = self.processes.world_size * self.config.accumulate
+        most = images // shares
         if most < 1:
             raise DataError(
-                f"{self.source.name}: {len(self.source.train)} training images for {self.processes.world_size} "
-                "processes; each needs at least one"
+                f"{self.source.name}: {images} training images for {self.processes.world_size} processes and "
+                f"--accumulate {self.config.accumulate}; each pass needs at least one"
             )
         if self.config.batch_size > most:
+            each = "" if shares == 1 else f" for {shares} passes a step"
             self.console.notice(
-                f"notice: --batch-size {self.config.batch_size} is larger than the training set of "
-                f"{len(self.source.train)} images; reduced to {most}"
+                f"notice: --batch-size {self.config.batch_size} is larger than the training set of {images} images"
+                f"{each}; reduced to {most}"
             )
         return min(self.config.batch_size, most)
+
+    @property
+    def global_batch(self) -> int:
+        """Images of one step, all processes together."""
+        return self.batch_size * self.config.accumulate * self.processes.world_size
+
+    def module(self, network: nn.Module, factor: Callable[[int], float] | None = None) -> ClassificationModule:
+        """What Lightning trains."""
+        return ClassificationModule(
+            network,
+            self.config,
+            num_classes=len(self.source.classes),
+            steps_per_epoch=len(self.source.train) // self.global_batch,
+            global_batch=self.global_batch,
+            factor=factor,
+        )
+
+    def data(self) -> SourceDataModule:
+        """What it is trained on."""
+        return SourceDataModule(self.source, self.config, batch_size=self.batch_size, workers=self.workers)
 
     def run(self, folder: RunFolder) -> str:
         """Train, report, and return the results table ("" in processes other than the first)."""
@@ -115,20 +131,7 @@ class Experiment:
 
     def _train(self, spec: NetworkSpec, folder: RunFolder, done: Sequence[Row]) -> Trained:
         network = spec.build()
-        data = SourceDataModule(
-            self.source,
-            batch_size=self.batch_size,
-            seed=self.config.seed,
-            workers=self.workers,
-            skip_bad=self.config.skip_bad_images,
-        )
-        steps = len(self.source.train) // self.processes.world_size // self.batch_size
-        module = ClassificationModule(
-            network,
-            num_classes=len(self.source.classes),
-            lr=self.config.lr,
-            total_steps=steps * self.config.epochs,
-        )
+        module = self.module(network)
 
         def on_row(rows: list[Row]) -> None:
             if self.processes.rank == 0:
@@ -137,9 +140,6 @@ class Experiment:
 
         rows, damaged = EpochRows(spec.name, on_row), DamagedImages()
         callbacks: list[pl.Callback] = [rows, damaged]
-        if has_temperature(network):
-            schedule = TemperatureSchedule(network, annealing_steps(steps, self.config.epochs))
-            callbacks.insert(0, TemperatureAnnealing(schedule))
         if self.config.tensorboard is not None and conditional_layers(network) and self.processes.rank == 0:
             images = folder.path / "tensorboard" / spec.name
             # First, so that its time counts as part of the epoch's and not of the next one's training.
@@ -151,25 +151,27 @@ class Experiment:
             checkpoint = read_checkpoint(path)
             require_same_run(path, checkpoint, identity, module)
         torch.manual_seed(self.config.seed + self.processes.rank)
-        trainer = self._trainer(callbacks)
-        trainer.fit(module, datamodule=data, ckpt_path=str(path) if resuming else None, weights_only=True)
-        return Trained(module.network, rows.rows, damaged)
+        trainer = self.trainer(callbacks, max_epochs=self.config.epochs)
+        trainer.fit(module, datamodule=self.data(), ckpt_path=str(path) if resuming else None, weights_only=True)
+        return Trained(module.result, rows.rows, damaged)
 
     def _identity(self, spec: NetworkSpec) -> dict[str, Any]:
         settings = {name: value for name, value in self.config.to_dict().items() if name not in FREE_TO_CHANGE}
-        return {**settings, "network": spec.name, "processes": self.processes.world_size}
+        classes = len(self.source.classes)
+        return {**settings, "network": spec.name, "processes": self.processes.world_size, "classes": classes}
 
-    def _trainer(self, callbacks: list[pl.Callback]) -> pl.Trainer:
+    def trainer(self, callbacks: list[pl.Callback], **limits: Any) -> pl.Trainer:
+        """Lightning's trainer, without anything that it would write or print itself."""
         distributed = self.processes.world_size > 1
         backend = "nccl" if self.device.type == "cuda" else "gloo"
         return pl.Trainer(
-            max_epochs=self.config.epochs,
             accelerator="gpu" if self.device.type == "cuda" else self.device.type,
             devices=self.processes.local_world_size if distributed else 1,
             num_nodes=self.processes.world_size // self.processes.local_world_size,
             strategy=DDPStrategy(process_group_backend=backend) if distributed else "auto",
             precision=PRECISIONS[self.config.precision],
-            gradient_clip_val=GRADIENT_CLIP_NORM,
+            gradient_clip_val=self.config.grad_clip or None,
+            accumulate_grad_batches=self.config.accumulate,
             callbacks=callbacks,
             plugins=[AtomicCheckpointIO()],
             logger=False,
@@ -178,6 +180,7 @@ class Experiment:
             enable_model_summary=False,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
+            **limits,
         )
 
     def _report(self, folder: RunFolder, trained: Sequence[Trained]) -> str:
@@ -194,7 +197,7 @@ class Experiment:
         damaged = self._damaged(trained)
         if damaged:
             self.console.notice(f"notice: skipped {len(damaged)} damaged samples, listed in {folder.summary}")
-        routing = None if self.config.no_report else self._routing_report(folder, trained)
+        routing = self._routing_report(folder, trained) if self.config.report else None
         return write_report(folder, self.config, self.source, results, damaged, self.device, routing)
 
     def _routing_report(self, folder: RunFolder, trained: Sequence[Trained]) -> Path | None:
@@ -206,6 +209,16 @@ class Experiment:
         val = sorted({index for one in trained for index in one.damaged.val})
         places = [self.source.train.where(i) for i in train] + [self.source.val.where(i) for i in val]
         return [*self.source.skipped, *(f"{place}: cannot be decoded" for place in places)]
+
+
+def require_class_count(config: TrainConfig, source: Source) -> None:
+    """Raise `DataError` where the data has not the classes that the network is to tell apart."""
+    found = len(source.classes)
+    if config.num_classes is not None and config.num_classes != found:
+        raise DataError(
+            f"{source.name}: {found} classes, and the classifier is to have {config.num_classes} (--num-classes); pass "
+            f"--num-classes {found} for a classifier of these, or the data that it was meant for"
+        )
 
 
 def resolve_device(name: str, precision: str = "32") -> torch.device:

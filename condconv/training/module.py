@@ -1,8 +1,9 @@
-"""The Lightning side of training a classifier: a step, an optimiser, and everything an exact resume needs."""
+"""The Lightning side of training a classifier: a step, what follows from it, and what an exact resume needs."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -17,37 +18,54 @@ from torchmetrics import MeanMetric
 from condconv.data import IGNORED
 from condconv.errors import CheckpointError, NonFiniteError
 from condconv.observation import record_routing
+from condconv.training.annealing import annealing
+from condconv.training.averaging import AveragedNetwork
+from condconv.training.config import TrainConfig
+from condconv.training.optimization import learning_rate_factor, make_optimizer, peak_learning_rate
+from condconv.training.recomputation import recompute_activations
 from condconv.training.routing import RoutingStatistics, conditional_layers
 
-Batch = tuple[Tensor, Tensor, Tensor, Tensor]
-"""Images (B, C, H, W), labels (B,), indices (B,), whether each image could be decoded (B,)."""
+Batch = tuple[Tensor, ...]
+"""Images (B, C, H, W), labels (B,), indices (B,), whether each image could be decoded (B,); in training with Mixup
+also the partners' labels (B,) and the weight of the first label (B,)."""
 
-LABEL_SMOOTHING = 0.1
-WEIGHT_DECAY = 1e-4
-MOMENTUM = 0.9
-GRADIENT_CLIP_NORM = 5.0
-WARM_UP_SHARE = 0.05
 _FINITE_CHECK_STEPS = 50
 
 
-def learning_rate_factor(step: int, total_steps: int) -> float:
-    """Linear warm-up over the first 5 % of the steps, then half a cosine to 0; a factor on the peak learning rate."""
-    warm_up = max(1, round(WARM_UP_SHARE * total_steps))
-    if step < warm_up:
-        return (step + 1) / (warm_up + 1)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm_up) / max(1, total_steps - warm_up))))
-
-
 class ClassificationModule(pl.LightningModule):
-    """Trains a network (B, C, H, W) → logits (B, classes) with SGD (Nesterov), label smoothing and a cosine
-    schedule.
+    """Trains a network (B, C, H, W) → logits (B, classes) as the settings say.
+
+    Args:
+        network: what is trained.
+        config: the settings.
+        num_classes: of the data.
+        steps_per_epoch: optimiser steps of an epoch.
+        global_batch: images of one step, all processes together.
+        factor: what the peak learning rate is multiplied with at each step; the settings' schedule where None.
     """
 
-    def __init__(self, network: nn.Module, *, num_classes: int, lr: float, total_steps: int) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        config: TrainConfig,
+        *,
+        num_classes: int,
+        steps_per_epoch: int,
+        global_batch: int,
+        factor: Callable[[int], float] | None = None,
+    ) -> None:
         super().__init__()
-        self.network = network
-        self.lr = lr
-        self.total_steps = total_steps
+        self.config = config
+        if config.activation_checkpointing:
+            recompute_activations(network)
+        self.network = network.to(memory_format=self._memory_format)
+        # No child: compiled code is another way to run the same network, which is watched and saved uncompiled.
+        self._run: Callable[[Tensor], Tensor]
+        object.__setattr__(self, "_run", torch.compile(network) if config.compile else network)
+        self.lr = peak_learning_rate(config, global_batch)
+        self.factor = factor or partial(learning_rate_factor, config, steps_per_epoch=steps_per_epoch)
+        self.temperature = annealing(network, config, steps_per_epoch)
+        self.average = AveragedNetwork(network, config.ema) if config.ema else None
         self.train_loss = MeanMetric()
         self.train_accuracy = MeanMetric()
         self.val_loss = MeanMetric()
@@ -56,19 +74,32 @@ class ClassificationModule(pl.LightningModule):
         self.routing = RoutingStatistics(layers, num_classes) if layers else None
         self._restored: dict[str, Any] | None = None
 
+    @property
+    def _memory_format(self) -> torch.memory_format:
+        return torch.channels_last if self.config.channels_last else torch.contiguous_format
+
+    @property
+    def result(self) -> nn.Module:
+        """What is validated and kept: the averaged network where there is one."""
+        return self.network if self.average is None else self.average.network
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, classes)."""
-        return self.network(images)
+        return self.result(images)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """SGD with Nesterov momentum through timm, which exempts norms and one-dimensional biases from weight decay."""
-        from timm.optim import create_optimizer_v2
-
-        optimizer = create_optimizer_v2(
-            self.network, opt="sgd", lr=self.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
-        )
-        schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(step, self.total_steps))
+        """The settings' optimiser; its learning rate follows `factor`, step by step."""
+        optimizer = make_optimizer(self.network, self.config, self.lr)
+        schedule = LambdaLR(optimizer, self.factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def optimizer_step(self, *arguments: Any, **named: Any) -> None:
+        """One step, then what follows from it: temperature first, so that the average copies the new one."""
+        super().optimizer_step(*arguments, **named)
+        if self.temperature is not None:
+            self.temperature.step()
+        if self.average is not None:
+            self.average.update(self.network)
 
     def on_train_epoch_start(self) -> None:
         """Begin the epoch's running means anew."""
@@ -77,14 +108,27 @@ class ClassificationModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
-        images, labels, _, _ = batch
-        logits = self.network(images)
-        loss = F.cross_entropy(logits, labels, label_smoothing=LABEL_SMOOTHING)
+        images, labels, _, _, *mixed = batch
+        logits = self._run(images.to(memory_format=self._memory_format))
+        loss = self._loss(logits, labels, *mixed)
         self.train_loss.update(loss.detach(), len(labels))
         self.train_accuracy.update((logits.detach().argmax(dim=1) == labels).float())
         if batch_idx % _FINITE_CHECK_STEPS == 0:
             self.require_finite(batch_idx)
         return loss
+
+    def _loss(
+        self, logits: Tensor, labels: Tensor, partners: Tensor | None = None, weights: Tensor | None = None
+    ) -> Tensor:
+        """Cross-entropy with label smoothing; under Mixup the weighted mean of that with each of the two labels."""
+        smoothing = self.config.label_smoothing
+        if partners is None or weights is None:
+            return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        first, second = (
+            F.cross_entropy(logits, target, label_smoothing=smoothing, reduction="none")
+            for target in (labels, partners)
+        )
+        return (weights * first + (1 - weights) * second).mean()
 
     def require_finite(self, batch_idx: int) -> None:
         """Raise `NonFiniteError` if the training loss of this epoch has become NaN or infinite."""
@@ -103,12 +147,13 @@ class ClassificationModule(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss, accuracy and routing of one batch; places labelled `IGNORED` don't count."""
-        images, labels, _, _ = batch
+        images, labels, *_ = batch
+        images = images.to(memory_format=self._memory_format)
         if self.routing is None:
-            logits = self.network(images)
+            logits = self.result(images)
         else:
-            with record_routing(self.network) as routing:
-                logits = self.network(images)
+            with record_routing(self.result) as routing:
+                logits = self.result(images)
             self.routing.update(routing, labels)
         keep = labels != IGNORED
         if not bool(keep.any()):
@@ -124,6 +169,7 @@ class ClassificationModule(pl.LightningModule):
             "train_loss": _metric_state(self.train_loss),
             "train_accuracy": _metric_state(self.train_accuracy),
         }
+        checkpoint["temperature"] = self.temperature.state_dict() if self.temperature is not None else None
         everyone: list[Any] = [mine]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             everyone = [None] * torch.distributed.get_world_size()
@@ -139,6 +185,8 @@ class ClassificationModule(pl.LightningModule):
                 "an exact resume needs the same number"
             )
         self._restored = everyone[self.global_rank]
+        if self.temperature is not None:
+            self.temperature.load_state_dict(checkpoint["temperature"])
 
     def on_train_start(self) -> None:
         """Put generators and running means back; nothing draws random numbers between here and the first step."""

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import nn
 
-from condconv.conversion import convert
 from condconv.counting import count
 from condconv.data import Source
 from condconv.errors import ArgumentError
-from condconv.models import create_model, initialise_experts, static_twin
 from condconv.registry import unknown_name_message
-from condconv.training.config import SMALL_INPUT, SMALL_INPUT_STRIDES, SMALLEST_MAP, TrainConfig
-from condconv.training.routing import conditional_layers
+from condconv.training.building import CONDITIONAL, STATIC, WIDENED, NetworkBuilder
+from condconv.training.config import NO_VARIANT, TrainConfig
 from condconv.variants import variants
 
-CONDITIONAL, STATIC, WIDENED = "conditional", "static", "widened"
-NO_VARIANT = "none"
 WIDTH_TOLERANCE = 0.02
 _CLOSE_ENOUGH = 0.002
 _BISECTIONS = 20
@@ -46,20 +40,7 @@ class NetworkSpec:
     cost: Cost
     ratio: float
     description: str
-
-
-def output_stride(config: TrainConfig, source: Source) -> int | None:
-    """The asked-for total stride, else that of small inputs, else None: as published.
-
-    A layer with H x W output pixels pays about n / (H W) of its convolution for mixing, so below 64 pixels the network
-    downsamples by 4, or by less where the last map would be smaller than 7 x 7.
-    """
-    if config.output_stride is not None:
-        return config.output_stride
-    side = min(source.image_size)
-    if side >= SMALL_INPUT:
-        return None
-    return next((stride for stride in SMALL_INPUT_STRIDES if side // stride >= SMALLEST_MAP), 1)
+    variant: str
 
 
 def plan_networks(config: TrainConfig, source: Source) -> list[NetworkSpec]:
@@ -67,16 +48,18 @@ def plan_networks(config: TrainConfig, source: Source) -> list[NetworkSpec]:
     if config.variant != NO_VARIANT and config.variant not in variants:
         names = [*variants.names(), NO_VARIANT]
         raise ArgumentError(f"--variant: {unknown_name_message('variant', config.variant, names)}")
-    builder = _Builder(config, source)
-    static = builder.spec(STATIC, builder.static, "the network with ordinary, static convolutions")
+    planner = _Planner(config, source)
+    builder = planner.builder
+    static = planner.spec(STATIC, builder.static, "the network with ordinary, static convolutions", NO_VARIANT)
     if config.variant == NO_VARIANT:
         return [static]
-    conditional = builder.spec(CONDITIONAL, builder.conditional, builder.conditional_description())
+    conditional = planner.spec(CONDITIONAL, builder.conditional, builder.conditional_description(), builder.variant)
     if not config.twin:
         return [conditional]
-    width = builder.matching_width(conditional.cost.macs)
-    widened = builder.spec(WIDENED, lambda: builder.static(width), f"static, {width:.4g} times as wide")
-    return [conditional, static, widened]
+    width = planner.matching_width(conditional.cost.macs)
+    afresh = "" if config.upcycle_from is None else ", from fresh weights"
+    description = f"static, {width:.4g} times as wide{afresh}"
+    return [conditional, static, planner.spec(WIDENED, lambda: builder.static(width), description, NO_VARIANT)]
 
 
 def matching_width(config: TrainConfig, source: Source) -> float:
@@ -84,58 +67,27 @@ def matching_width(config: TrainConfig, source: Source) -> float:
 
     Raises `ArgumentError` where there is none.
     """
-    builder = _Builder(config, source)
-    return config.width * builder.matching_width(builder.cost(builder.conditional).macs)
+    planner = _Planner(config, source)
+    return config.width * planner.matching_width(planner.cost(planner.builder.conditional).macs)
 
 
-class _Builder:
-    """Builds each network from the same seed."""
+class _Planner:
+    """Prices what a builder builds."""
 
     def __init__(self, config: TrainConfig, source: Source) -> None:
-        self.config = config
+        self.builder = NetworkBuilder(config, source)
         self.input_size = (source.channels, *source.image_size)
-        self.arguments: dict[str, Any] = {"num_classes": len(source.classes), "in_chans": source.channels}
-        stride = output_stride(config, source)
-        if stride is not None:
-            self.arguments["output_stride"] = stride
-        if config.width != 1.0:
-            self.arguments["width_multiplier"] = config.width
-
-    def static(self, widening: float = 1.0) -> nn.Module:
-        torch.manual_seed(self.config.seed)
-        arguments = dict(self.arguments)
-        if widening != 1.0:
-            arguments["width_multiplier"] = self.config.width * widening
-        if self._is_conditional_name():
-            return static_twin(self.config.model, **arguments)
-        return create_model(self.config.model, **arguments)
-
-    def matching_width(self, macs: int) -> float:
-        return find_width(lambda widening: self.cost(lambda: self.static(widening)).macs, macs)
-
-    def conditional(self) -> nn.Module:
-        torch.manual_seed(self.config.seed)
-        if self._is_conditional_name():
-            return create_model(self.config.model, num_experts=self.config.num_experts, **self.arguments)
-        model = create_model(self.config.model, **self.arguments)
-        model = convert(model, self.config.variant, num_experts=self.config.num_experts, init="fresh")
-        initialise_experts(model)  # as the static twin draws its kernels, so that the two start alike
-        return model
-
-    def _is_conditional_name(self) -> bool:
-        return bool(conditional_layers(create_model(self.config.model, **self.arguments)))
-
-    def conditional_description(self) -> str:
-        experts = sorted(set(conditional_layers(self.conditional()).values()))
-        return f"{self.config.variant}, {'/'.join(map(str, experts))} experts"
 
     def cost(self, build: Callable[[], nn.Module]) -> Cost:
         counted = count(build(), self.input_size)
         return Cost(counted.macs, counted.params)
 
-    def spec(self, name: str, build: Callable[[], nn.Module], description: str) -> NetworkSpec:
+    def spec(self, name: str, build: Callable[[], nn.Module], description: str, variant: str) -> NetworkSpec:
         cost = self.cost(build)
-        return NetworkSpec(name, build, cost, cost.macs / self.cost(self.static).macs, description)
+        return NetworkSpec(name, build, cost, cost.macs / self.cost(self.builder.static).macs, description, variant)
+
+    def matching_width(self, macs: int) -> float:
+        return find_width(lambda widening: self.cost(lambda: self.builder.static(widening)).macs, macs)
 
 
 def find_width(macs_at: Callable[[float], int], target: int) -> float:

@@ -45,7 +45,7 @@ def save_weights(folder: RunFolder, spec: NetworkSpec, network: nn.Module, confi
     metadata = {
         "network": spec.name,
         "model": config.model,
-        "variant": config.variant if spec.name == CONDITIONAL else "none",
+        "variant": spec.variant,
         "description": spec.description,
         "macs": str(spec.cost.macs),
         "data": source.name,

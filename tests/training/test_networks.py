@@ -1,13 +1,22 @@
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from condconv.data import ImageView, Source, open_source
+from condconv.errors import ArgumentError, DataError
+from condconv.routers import Router, SigmoidGate, SoftmaxGate
+from condconv.training.building import NetworkBuilder, output_stride
 from condconv.training.config import TrainConfig
 from condconv.training.evaluation import evaluate, latency_ms
-from condconv.training.networks import matching_width, output_stride, plan_networks
+from condconv.training.experiment import require_class_count
+from condconv.training.networks import matching_width, plan_networks
 from condconv.training.routing import conditional_layers
 
 
@@ -18,8 +27,6 @@ def source() -> Source:
 
 @pytest.mark.parametrize(("side", "stride"), [(8, 1), (16, 2), (28, 4), (32, 4), (63, 4), (64, None), (224, None)])
 def test_small_inputs_keep_a_last_map_of_seven_pixels(source: Source, side: int, stride: int | None) -> None:
-    from dataclasses import replace
-
     assert output_stride(TrainConfig(data="digits"), replace(source, image_size=(side, side))) == stride
     assert output_stride(TrainConfig(data="digits", output_stride=8), source) == 8
 
@@ -72,3 +79,71 @@ def test_a_width_of_its_own_and_the_one_that_matches_a_conditional_network(sourc
     alone = TrainConfig(data="digits", variant="none", output_stride=4, width=matching_width(config, source))
     assert plan_networks(alone, source)[0].cost == widened.cost != static.cost
     assert abs(widened.cost.macs / conditional.cost.macs - 1) <= 0.02
+
+
+def _same(one: nn.Module, other: nn.Module) -> bool:
+    first, second = one.state_dict(), other.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def _conditional(source: Source, **settings: object) -> nn.Module:
+    config = TrainConfig(data="digits", output_stride=4, num_experts=2, **settings)  # type: ignore[arg-type]
+    return NetworkBuilder(config, source).conditional()
+
+
+def test_targets_sharing_and_gate_of_a_conversion(source: Source) -> None:
+    chosen = _conditional(source, targets="last 2 blocks + ^classifier$")
+    assert set(conditional_layers(chosen)) == {
+        "classifier",
+        *(f"blocks.4.{i}.conv_{k}" for i in (0, 1) for k in ("dw", "pw")),
+    }
+    routers = {share: _routers(_conditional(source, share=share)) for share in ("none", "block", "2", "network")}
+    assert [len(found) for found in routers.values()] == sorted({len(f) for f in routers.values()}, reverse=True)
+    assert len(routers["network"]) == 1
+    assert all(isinstance(r.gate, SoftmaxGate) for r in _routers(_conditional(source, gate="softmax")))
+    dynamic = _conditional(source, variant="dynamic_convolution", gate="sigmoid")
+    assert all(isinstance(r.gate, SigmoidGate) for r in _routers(dynamic))
+
+
+def _routers(model: nn.Module) -> list[Router]:
+    return [module for module in model.modules() if isinstance(module, Router)]
+
+
+def test_initial_scales_and_expert_dropout(source: Source) -> None:
+    plain = _conditional(source, expert_dropout=0.2)
+    scaled = _conditional(source, router_init_scale=0.0, expert_init_scale=2.0)
+    assert {r.expert_dropout for r in _routers(plain)} == {0.2}
+    assert all(float(r.body[-1].weight.abs().max()) == 0 for r in _routers(scaled))
+    for name in conditional_layers(plain):
+        assert torch.equal(2 * plain.get_submodule(name).weight, scaled.get_submodule(name).weight)
+
+
+def test_dropout_and_stochastic_depth_reach_the_network(source: Source) -> None:
+    model = _conditional(source, dropout=0.3, drop_path=0.2)
+    assert model.drop_rate == 0.3
+    paths = [float(m.drop_prob) for m in model.modules() if type(m).__name__ == "DropPath"]
+    assert paths and paths == sorted(paths) and max(paths) <= 0.2
+
+
+def test_networks_begin_with_given_static_weights(source: Source, tmp_path: Path) -> None:
+    static = NetworkBuilder(TrainConfig(data="digits", output_stride=4, seed=5), source).static().eval()
+    save_file(static.state_dict(), tmp_path / "static.safetensors", {"classes": json.dumps(source.classes)})
+    config = TrainConfig(data="digits", output_stride=4, upcycle_from=str(tmp_path), num_experts=2)
+    builder = NetworkBuilder(config, source)
+    image = torch.rand(2, 1, 8, 8)
+    assert _same(builder.static(), static)
+    torch.testing.assert_close(builder.conditional().eval()(image), static(image), atol=1e-4, rtol=1e-4)
+    with pytest.raises(ArgumentError, match="a network of 10 classes, and digits has 4"):
+        NetworkBuilder(config, replace(source, classes=source.classes[:4])).static()
+
+
+def test_what_does_not_go_together_is_refused(source: Source) -> None:
+    zoo = {"data": "digits", "model": "condconv_mobilenetv1_025"}
+    with pytest.raises(
+        ArgumentError, match="targets='pointwise' is for conversions, .* or convert --model mobilenetv1"
+    ):
+        plan_networks(TrainConfig(**zoo, targets="pointwise"), source)
+    with pytest.raises(ArgumentError, match="is a detector"):
+        plan_networks(TrainConfig(data="digits", model="condconv_ssd_mobilenetv1_050"), source)
+    with pytest.raises(DataError, match="10 classes, and the classifier is to have 1000 .* pass --num-classes 10"):
+        require_class_count(TrainConfig(data="digits", num_classes=1000), source)

@@ -12,31 +12,24 @@ from torch import nn
 
 from condconv.errors import ArgumentError, CheckpointError, NonFiniteError
 from condconv.training import experiment
-from condconv.training.callbacks import annealing_steps
+from condconv.training.annealing import annealing_steps
 from condconv.training.checkpoint import tensor_mismatches
 from condconv.training.config import TrainConfig
 from condconv.training.console import duration
 from condconv.training.figures import depths
 from condconv.training.files import remove_temporaries, write_bytes
 from condconv.training.interruption import Interrupted, StopRequest
-from condconv.training.module import ClassificationModule, learning_rate_factor
+from condconv.training.module import ClassificationModule
 from condconv.training.networks import find_width
 from condconv.training.routing import RoutingStatistics, normalised_entropy
 from condconv.training.run_folder import RunFolder, find_run
 
 
-def test_learning_rate_warms_up_and_ends_at_zero() -> None:
-    factors = [learning_rate_factor(step, 100) for step in range(101)]
-    assert factors[:5] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6])
-    assert max(factors) == factors[5] == 1.0
-    assert all(later < earlier for earlier, later in zip(factors[5:], factors[6:], strict=False))
-    assert factors[100] == pytest.approx(0)
-
-
 def test_temperature_is_annealed_over_ten_epochs_or_half_of_a_short_run() -> None:
-    assert annealing_steps(100, 300) == 1000
-    assert annealing_steps(100, 6) == 300
-    assert annealing_steps(1, 1) == 1
+    assert annealing_steps(TrainConfig(data="digits", epochs=300), 100) == 1000
+    assert annealing_steps(TrainConfig(data="digits", epochs=6), 100) == 300
+    assert annealing_steps(TrainConfig(data="digits", epochs=1), 1) == 1
+    assert annealing_steps(TrainConfig(data="digits", epochs=6, temperature_epochs=5), 100) == 500
 
 
 def test_routing_statistics_equal_a_naive_computation() -> None:
@@ -143,7 +136,8 @@ def test_a_stop_request_remembers_the_first_signal() -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_the_run() -> None:
-    module = ClassificationModule(nn.Linear(2, 2), num_classes=2, lr=0.5, total_steps=3)
+    config = TrainConfig(data="digits", lr=0.5)
+    module = ClassificationModule(nn.Linear(2, 2), config, num_classes=2, steps_per_epoch=3, global_batch=2)
     module.train_loss.update(torch.tensor(1.0), 1)
     module.require_finite(0)
     module.train_loss.update(torch.tensor(float("inf")), 1)
