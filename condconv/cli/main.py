@@ -15,6 +15,7 @@ from condconv.registry import unknown_name_message
 
 VERBS = {
     "train": "train a conditional network beside its static twins",
+    "sweep": "run a study: many trainings, one table",
     "models": "list the networks",
     "convert": "plan a conversion, print it, and carry it out",
     "count": "count multiply-adds and parameters",
