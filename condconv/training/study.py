@@ -12,6 +12,7 @@
     claims:                                           # what a paper says, to be compared with the outcome
       - {better: condconv8, worse: static, source: "CondConv, table 1"}
     routing_checks: true                              # also evaluate with changed coefficients
+    remarks: What was found out.                      # for the page that is made of the table
 
 An arm and a seed are one run and one row of `results/<study>.csv` beside the YAML file.
 """
@@ -75,6 +76,7 @@ class Study:
     arms: Mapping[str, Mapping[str, Any]]
     claims: tuple[Claim, ...] = ()
     routing_checks: bool = False
+    remarks: str = ""
 
     @property
     def name(self) -> str:
@@ -122,7 +124,10 @@ class Study:
 
     def command(self, arm: str, seeds: Sequence[int]) -> str:
         """The command that runs an arm with some seeds."""
-        return f"condconv sweep {self.path} --arms {arm} --seeds {' '.join(map(str, seeds))}"
+        from condconv.data import sources  # slow to import, and only commands need it
+
+        data = "" if self.data in sources else f"--data {self.data} "
+        return f"condconv sweep {self.path} {data}--arms {arm} --seeds {' '.join(map(str, seeds))}"
 
 
 def read_study(path: Path) -> Study:
@@ -155,9 +160,8 @@ def read_study(path: Path) -> Study:
     seeds = tuple(content["seeds"])
     if not all(isinstance(seed, int) for seed in seeds) or len(set(seeds)) != len(seeds):
         raise ArgumentError(f"{path}: seeds={content['seeds']} must be different whole numbers")
-    return Study(
-        path, content["title"], content["data"], seeds, common, arms, claims, bool(content.get("routing_checks", False))
-    )
+    given = {"path": path, "seeds": seeds, "common": common, "arms": arms, "claims": claims}
+    return Study(**{**content, **given})
 
 
 def _require_known(where: str, kind: str, given: object, known: Sequence[str]) -> None:

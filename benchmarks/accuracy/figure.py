@@ -1,0 +1,63 @@
+"""The picture of a study: accuracy against multiply-adds, and the gain over the two static networks."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.accuracy.comparison import Outcome
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
+_STATIC, _CONDITIONAL, _TWIN, _WIDENED = "#555555", "#0072B2", "#D55E00", "#009E73"
+
+
+def draw(outcome: Outcome, path: Path) -> None:
+    """Write the picture as SVG."""
+    figure = Figure(figsize=(11, 1.8 + 0.42 * max(5, len(outcome.conditional))), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _accuracy(left, outcome)
+    _gains(right, outcome)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def _accuracy(axes: Axes, outcome: Outcome) -> None:
+    for label, colour, arms in (
+        ("static", _STATIC, [arm for arm in outcome.arms if arm not in outcome.conditional]),
+        ("conditional", _CONDITIONAL, outcome.conditional),
+    ):
+        arms = sorted(arms, key=outcome.macs)
+        means = [outcome.mean(arm) for arm in arms]
+        errors = [0.0 if math.isnan(mean.half_width) else mean.half_width for mean in means]
+        costs = [outcome.macs(arm) / 1e6 for arm in arms]
+        axes.errorbar(costs, [mean.mean for mean in means], errors, fmt="o", color=colour, capsize=3, label=label)
+        for arm, cost, mean in zip(arms, costs, means, strict=True):
+            axes.annotate(arm, (cost, mean.mean), textcoords="offset points", xytext=(5, 4), fontsize=7)
+    axes.set(xlabel="multiply-adds of one image / 10⁶ (papers' convention)", ylabel="top-1 / %, mean and 95 % interval")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+
+
+def _gains(axes: Axes, outcome: Outcome) -> None:
+    axes.axvline(0, color="black", linewidth=0.8)
+    arms = outcome.conditional[::-1]
+    for label, colour, shift, reference in (
+        ("over the static twin", _TWIN, 0.12, outcome.twin),
+        ("over the widened network", _WIDENED, -0.12, outcome.widened),
+    ):
+        for place, arm in enumerate(arms):
+            other = reference(arm)
+            gain = None if other is None else outcome.difference(arm, other)
+            if gain is None:
+                continue
+            error = 0.0 if math.isnan(gain.half_width) else gain.half_width
+            axes.errorbar(gain.mean, place + shift, xerr=error, fmt="o", color=colour, capsize=3, label=label)
+            label = "_"
+    axes.set_yticks(range(len(arms)), arms, fontsize=8)
+    axes.set(xlabel="gain in top-1 / percentage points, paired over seeds, 95 % interval")
+    axes.grid(axis="x", alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize="small")
