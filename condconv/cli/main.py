@@ -15,13 +15,16 @@ from condconv.registry import unknown_name_message
 
 VERBS = {
     "train": "train a conditional network beside its static twins",
+    "recipes": "list what there is to train with one command",
+    "lr-find": "sweep the learning rate and suggest one",
     "sweep": "run a study: many trainings, one table",
     "models": "list the networks",
     "convert": "plan a conversion, print it, and carry it out",
     "count": "count multiply-adds and parameters",
     "analyze": "report what the experts do",
 }
-"""Verb → one line of help. `condconv.cli.<verb>` has `run(arguments) -> exit code`, and is imported when it is used."""
+"""Verb → one line of help. `condconv.cli.<verb>` has `run(arguments) -> exit code`, and is imported when it is used; a
+hyphen is an underscore there."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kind = "option" if verb.startswith("-") else "command"
         return fail(unknown_name_message(kind, verb, VERBS), 2)
     try:
-        return int(importlib.import_module(f"condconv.cli.{verb}").run(rest))
+        return int(importlib.import_module(f"condconv.cli.{verb.replace('-', '_')}").run(rest))
     except CondConvError as error:
         if "--debug" in rest:
             raise

@@ -80,6 +80,22 @@ def routing_heat_map(routing: Mapping[str, Tensor], classes: Sequence[str]) -> b
     return _png(figure)
 
 
+def learning_rate_sweep(
+    rates: Sequence[float], losses: Sequence[float], smoothed: Sequence[float], suggested: float
+) -> bytes:
+    """Loss by learning rate, as it was and smoothed, with the suggestion marked; a PNG."""
+    figure = Figure(figsize=(6.5, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(rates, losses, color=_COLOURS[4], alpha=0.6, label="loss of one step")
+    axes.plot(rates, smoothed, color=_COLOURS[0], label="smoothed")
+    axes.axvline(suggested, color=_COLOURS[5], linestyle="--", label=f"suggestion: {suggested:.2g}")
+    axes.set(xscale="log", xlabel="learning rate", ylabel="training loss", title="Sweep of the learning rate")
+    axes.set_ylim(top=1.1 * max(max(smoothed), losses[0]))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    return _png(figure)
+
+
 def depths(routing: Mapping[str, Tensor]) -> list[str]:
     """Up to four layer names, evenly from first to last among those whose routing differs from the one before."""
     distinct: list[str] = []

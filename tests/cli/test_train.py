@@ -77,12 +77,6 @@ def test_every_verb_answers_help() -> None:
         assert caught.value.code == 0
 
 
-def test_print_config_is_a_config(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["train", "--data", "digits", "--epochs", "7", "--print_config"])
-    assert yaml.safe_load(capsys.readouterr().out)["epochs"] == 7
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of an uninterrupted run."""

@@ -1,0 +1,58 @@
+"""The settings of a training run on the command line: a flag for each field of `TrainConfig`, recipes, YAML files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
+from types import NoneType
+from typing import Any, get_args, get_type_hints
+
+from jsonargparse import ActionYesNo
+
+from condconv.cli.parser import Parser
+from condconv.recipes import load_recipe
+from condconv.training.config import TrainConfig
+from condconv.training.rules import flag
+
+_NAMES = tuple(field.name for field in fields(TrainConfig))
+
+
+def add_settings(parser: Parser) -> None:
+    """Add a flat flag for each field of `TrainConfig`, and what goes with them: --config, --print-config, --debug."""
+    parser.add_argument("--config", action="config", help="YAML file with the same names as the flags")
+    hints = get_type_hints(TrainConfig)
+    for field in fields(TrainConfig):
+        default = None if field.default is MISSING else field.default
+        name, text = f"--{flag(field.name)}", field.metadata["help"]
+        if hints[field.name] is bool:
+            parser.add_argument(name, action=ActionYesNo(no_prefix="no-"), default=default, help=text)
+        else:
+            # None stands for "not given" only as a default, so `int | None` is an int on the command line.
+            kind = next(kind for kind in (get_args(hints[field.name]) or (hints[field.name],)) if kind is not NoneType)
+            parser.add_argument(name, type=kind, default=default, help=text)
+    parser.add_argument(
+        "--print-config", action="store_true", default=False, help="print the settings as YAML and stop"
+    )
+    parser.add_argument("--debug", action="store_true", default=False, help="show tracebacks")
+
+
+def parse(parser: Parser, arguments: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what is about this call alone, and the fields of `TrainConfig`.
+
+    A recipe's settings take the place of the defaults: a file of --config wins over them, and a flag over both.
+
+    Raises:
+        ArgumentError: an unknown option, setting or recipe.
+    """
+    recipe = parser.parse_args(list(arguments)).recipe
+    if recipe is not None:
+        parser.set_defaults(dict(load_recipe(recipe).settings))
+    values = {name: value for name, value in vars(parser.parse_args(list(arguments))).items() if name != "config"}
+    settings = {name: values.pop(name) for name in _NAMES}
+    return values, settings
+
+
+def given(parser: Parser, arguments: Sequence[str]) -> dict[str, Any]:
+    """The settings that the command line or its YAML file names itself."""
+    namespace = parser.parse_args(list(arguments), defaults=False)
+    return {name: value for name, value in vars(namespace).items() if name in _NAMES and value is not None}

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from condconv.cli.main import main
+from condconv.errors import ArgumentError, UnknownNameError
+from condconv.models.specs import SPECS
+from condconv.models.ssd import DETECTORS
+from condconv.recipes import list_recipes, load_recipe
+from condconv.training.config import TrainConfig
+from condconv.training.optimization import learning_rate_factor, peak_learning_rate
+
+
+def settings(name: str) -> TrainConfig:
+    return TrainConfig(**{"data": "somewhere", **load_recipe(name).settings})
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_every_recipe_is_a_run_with_source_and_outcome(name: str) -> None:
+    recipe, config = load_recipe(name), settings(name)
+    assert recipe.source and recipe.outcome and recipe.dataset
+    assert config.grad_clip > 0
+    if recipe.dataset == "ImageNet":
+        assert name == f"imagenet_{config.model}"
+        assert SPECS[config.model].variant == config.variant
+        assert (config.num_classes, config.input_size) == (1000, 224)
+
+
+def test_every_classifier_of_the_zoo_has_its_imagenet_recipe() -> None:
+    classifiers = {f"imagenet_{name}" for name, spec in SPECS.items() if spec.backbone not in DETECTORS}
+    assert classifiers == {name for name in list_recipes() if name.startswith("imagenet_")}
+
+
+def test_the_papers_settings_arrive() -> None:
+    efficientnet = settings("imagenet_condconv_efficientnet_b0_8e")
+    assert (efficientnet.optimizer, efficientnet.eps, efficientnet.ema) == ("rmsproptf", 1e-3, 0.9999)
+    assert (efficientnet.dropout, efficientnet.drop_path, efficientnet.epochs) == (0.25, 0.2, 350)
+    assert peak_learning_rate(efficientnet, 2048) == pytest.approx(0.128)
+    assert learning_rate_factor(efficientnet, 96, 10) == pytest.approx(0.97**4)
+    mobilenet = settings("imagenet_condconv_mobilenetv2_100")
+    assert (mobilenet.optimizer, mobilenet.auto_augment, mobilenet.mixup) == ("sgd", "imagenet", 0.2)
+    assert peak_learning_rate(mobilenet, 4096) == pytest.approx(1.6)
+    dynamic = settings("imagenet_dynamic_mobilenetv2_100")
+    assert (dynamic.lr, dynamic.weight_decay, dynamic.epochs, dynamic.dropout) == (0.05, 4e-5, 300, 0.2)
+    assert (dynamic.temperature_start, dynamic.temperature_end, dynamic.temperature_epochs) == (30, 1, 10)
+    resnet = settings("imagenet_dynamic_resnet18")
+    factors = [learning_rate_factor(resnet, epoch, 1) for epoch in (0, 29, 30, 60, 90)]
+    assert factors == pytest.approx([1, 1, 0.1, 0.01, 0.001])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "bases").mkdir()
+    (tmp_path / "bases" / "ground.yaml").write_text("dataset: digits\nlr: 0.2\nepochs: 7\n")
+    return tmp_path
+
+
+def write(folder: Path, text: str, name: str = "mine") -> None:
+    (folder / f"{name}.yaml").write_text(text)
+
+
+def test_a_file_holds_its_differences_from_its_base(folder: Path) -> None:
+    (folder / "bases" / "middle.yaml").write_text("base: ground\nepochs: 9\nmodel: resnet10\n")
+    write(folder, "base: middle\nema: 0.9\nsource: here\noutcome: not run here\n")
+    recipe = load_recipe("mine", folder)
+    assert dict(recipe.settings) == {"lr": 0.2, "epochs": 9, "model": "resnet10", "ema": 0.9}
+    assert (recipe.dataset, recipe.source, recipe.outcome) == ("digits", "here", "not run here")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base: ground\nepoch: 3\n", "mine.yaml: unknown key 'epoch'; did you mean 'epochs'"),
+        ("base: grund\n", "mine.yaml: unknown base 'grund'; did you mean 'ground'"),
+        ("base: ground\nname: run\n", "unknown key 'name'"),
+        ("base: ground\nweight_decay: 1e-5\n", "weight_decay: '1e-5' is of another kind than float; 1e-5 is text"),
+        ("base: ground\nepochs: 1.5\n", "epochs: 1.5 is of another kind than int$"),
+        ("base: ground\nepochs: true\n", "epochs: True is of another kind than int$"),
+        ("base: ground\nsource: here\n", "neither it nor its bases say outcome"),
+        ("just words\n", "holds no settings"),
+        ("a: [1\n", "not valid YAML"),
+        ("base: first\n", "its base leads back to itself: first → second → first"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_a_hint(folder: Path, text: str, message: str) -> None:
+    (folder / "bases" / "first.yaml").write_text("base: second\n")
+    (folder / "bases" / "second.yaml").write_text("base: first\n")
+    write(folder, text)
+    with pytest.raises(ArgumentError, match=message):
+        load_recipe("mine", folder)
+
+
+def test_an_unknown_recipe_lists_the_closest() -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'imagenet_condconv_resnet50'"):
+        load_recipe("imagenet_condconv_resnet_50")
+
+
+def test_the_verb_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes", "*resnet*"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + sum("resnet" in name for name in list_recipes())
+    for word in ("recipe", "network", "data", "outcome", "source"):
+        assert word in lines[0]
+    assert main(["recipes", "imagenet_condcov_resnet50"]) == 2
+    assert "did you mean 'imagenet_condconv_resnet50'" in capsys.readouterr().err
