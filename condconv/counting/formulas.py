@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from condconv.errors import ArgumentError
+from condconv.execution.native import triton_ops
 
 Formula = Callable[..., int]
 """(result, *arguments of the operator, **keyword arguments) → multiply-adds."""
@@ -58,6 +59,10 @@ def _attention(result: Any, query: Tensor, key: Tensor, value: Tensor, *_: Any, 
     return scores * (query.shape[-1] + value.shape[-1])
 
 
+def _mixed_convolution(y: Tensor, x: Tensor, coefficients: Tensor, experts: Tensor, *_: Any) -> int:
+    return len(coefficients) * experts.numel() + y.numel() * math.prod(experts.shape[2:])
+
+
 _FORMULAS: dict[str, Formula] = {
     "convolution": _convolution,
     "mm": _matrix_product,
@@ -74,3 +79,4 @@ _FORMULAS: dict[str, Formula] = {
 }
 for _name, _formula in _FORMULAS.items():
     register_formula(getattr(torch.ops.aten, _name), _formula)
+register_formula(triton_ops.conv2d, _mixed_convolution)

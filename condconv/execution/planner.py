@@ -15,6 +15,7 @@ from condconv.errors import StrategyError
 from condconv.execution.batched_gemm import BatchedGemm
 from condconv.execution.grouped import Grouped
 from condconv.execution.mixture_of_experts import MixtureOfExperts
+from condconv.execution.native.triton_strategy import Triton
 from condconv.execution.reference import Reference
 from condconv.geometry import ConvGeometry
 from condconv.lowered import Kernels, Lowered, Mixture
@@ -39,7 +40,7 @@ class Strategy(Protocol):
 
 
 strategies: Registry[Strategy] = Registry("strategy")
-for _strategy in (Reference(), Grouped(), BatchedGemm(), MixtureOfExperts()):
+for _strategy in (Reference(), Grouped(), BatchedGemm(), MixtureOfExperts(), Triton()):
     strategies.register(_strategy.name, _strategy)
 
 _local = threading.local()

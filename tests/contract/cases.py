@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from condconv.execution import strategies
+from condconv.execution import strategies, watch_execution
 from condconv.layers import ConditionalLayer
 from condconv.variants import variants
 
@@ -36,6 +36,19 @@ def example_layer(cls: type[ConditionalLayer], channels: int = 8, **kwargs: Any)
     if cls.static_type is nn.Linear:
         return cls(channels, 12, **kwargs)
     return cls(channels, 12, 3, padding=1, **kwargs)
+
+
+def refusal(layer: ConditionalLayer, x: Tensor, strategy: str) -> str | None:
+    """Why a strategy cannot serve a layer (its dtype, geometry or device), or None."""
+    seen: list[Any] = []
+    with torch.no_grad(), watch_execution(lambda _, x, lowered, geometry: seen.append((lowered, geometry))):
+        layer(x)
+    return strategies[strategy].supports(*seen[0])
+
+
+def serving(layer: ConditionalLayer, x: Tensor) -> list[str]:
+    """The strategies that can serve a layer."""
+    return [strategy for strategy in STRATEGIES if refusal(layer, x, strategy) is None]
 
 
 @st.composite

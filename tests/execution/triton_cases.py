@@ -1,0 +1,178 @@
+"""What the Triton strategy must do, on a GPU or in Triton's interpreter: `test_triton.py` runs this file in a process
+of its own, for Triton decides when it is imported whether it interprets.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import condconv
+from condconv.counting.executed import DispatchCount
+from condconv.counting.trace import Recorder
+from condconv.execution import execute, executed_macs, strategies
+from condconv.execution.native.triton_ops import INTERPRETED, conv2d, conv2d_backward
+from condconv.geometry import ConvGeometry
+from condconv.lowered import Mixture
+
+DEVICE = "cpu" if INTERPRETED else "cuda"
+ON_GPU = pytest.mark.skipif(INTERPRETED, reason="needs a CUDA device")
+
+# batch, channels (in, out), n, map, kernel, stride, padding, dilation; "depthwise" in the place of out
+SHAPES: dict[str, tuple[Any, ...]] = {
+    "pointwise": (2, (5, 7), 3, (3, 4), (1, 1), (1, 1), (0, 0), (1, 1)),
+    "pointwise stride": (5, (35, 18), 2, (5, 3), (1, 1), (2, 2), (0, 0), (1, 1)),
+    "one expert": (1, (4, 4), 1, (2, 2), (1, 1), (1, 1), (0, 0), (1, 1)),
+    "nine experts": (2, (3, 4), 9, (1, 1), (1, 1), (1, 1), (0, 0), (1, 1)),
+    "large map": (1, (2, 3), 2, (17, 16), (1, 1), (1, 1), (0, 0), (1, 1)),
+    "dense": (5, (3, 4), 8, (4, 5), (3, 3), (1, 1), (1, 1), (1, 1)),
+    "uneven": (2, (5, 3), 2, (7, 6), (3, 2), (2, 1), (1, 2), (1, 2)),
+    "depthwise": (2, (5, "depthwise"), 4, (4, 3), (3, 3), (1, 1), (1, 1), (1, 1)),
+    "depthwise uneven": (1, (33, "depthwise"), 2, (6, 5), (3, 2), (2, 1), (2, 0), (1, 2)),
+}
+
+
+def make(name: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Mixture, ConvGeometry]:
+    """Input, mixture with a coefficient that is zero, geometry."""
+    batch, (channels, out), n, size, kernel, stride, padding, dilation = SHAPES[name]
+    groups, per_group = (channels, 1) if out == "depthwise" else (1, channels)
+    experts = torch.randn(n, channels if out == "depthwise" else out, per_group, *kernel)
+    coefficients = torch.rand(batch, n)
+    coefficients[0, 1:2] = 0.0
+    tensors = (torch.randn(batch, channels, *size), coefficients, experts / math.sqrt(experts[0, 0].numel()))
+    x, coefficients, experts = (t.to(DEVICE, dtype) for t in tensors)
+    x = x.to(memory_format=torch.channels_last)
+    return x, Mixture(coefficients, experts, None), ConvGeometry(stride, padding, dilation, groups)
+
+
+def run(strategy: str, x: Tensor, mixture: Mixture, geometry: ConvGeometry, dtype: torch.dtype) -> list[Tensor]:
+    """Output, and the gradients of input, coefficients and experts, computed in `dtype`."""
+    leaves = [t.detach().to(dtype).requires_grad_() for t in (x, *mixture[:2])]
+    y = execute(leaves[0], Mixture(leaves[1], leaves[2], None), geometry, strategy)
+    weights = torch.linspace(0.5, 1.5, y.numel(), dtype=y.dtype, device=DEVICE).reshape(y.shape)
+    return [y.detach(), *torch.autograd.grad((y * weights).sum(), leaves)]
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b).abs().max() / b.abs().max())
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_equals_the_reference_in_value_and_gradient(name: str) -> None:
+    x, mixture, geometry = make(name)
+    assert strategies["triton"].supports(mixture, geometry) is None
+    mine = run("triton", x, mixture, geometry, torch.float32)
+    assert mine[0].is_contiguous(memory_format=torch.channels_last)
+    for result, expected in zip(mine, run("reference", x, mixture, geometry, torch.float64), strict=True):
+        assert result.shape == expected.shape
+        assert distance(result, expected) < 2e-6
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("dense", torch.bfloat16), ("uneven", torch.float16), ("depthwise", torch.bfloat16)]
+)
+def test_half_precision_rounds_once(name: str, dtype: torch.dtype) -> None:
+    x, mixture, geometry = make(name, dtype)
+    mine = run("triton", x, mixture, geometry, dtype)
+    for result, expected in zip(mine, run("reference", x, mixture, geometry, torch.float64), strict=True):
+        assert result.dtype == dtype
+        assert distance(result, expected) < 3 * torch.finfo(dtype).eps
+
+
+def test_any_memory_format_and_mixed_dtypes_are_served() -> None:
+    x, mixture, geometry = make("pointwise")
+    y = execute(x, mixture, geometry, "triton")
+    torch.testing.assert_close(execute(x.contiguous(), mixture, geometry, "triton"), y)
+    wide = torch.cat([x, x], dim=1)
+    torch.testing.assert_close(execute(wide[:, : x.shape[1]], mixture, geometry, "triton"), y)
+    low = execute(x.bfloat16(), mixture, geometry, "triton")
+    assert low.dtype == torch.bfloat16
+    assert distance(low, y.double()) < 0.03
+
+
+@pytest.mark.parametrize(("name", "spoil"), [("pointwise stride", 0), ("pointwise stride", 1), ("depthwise", 0)])
+def test_a_non_finite_example_spoils_no_other(name: str, spoil: int) -> None:
+    x, mixture, geometry = make(name)
+    y = execute(x, mixture, geometry, "triton")
+    (x, mixture.coefficients)[spoil][1] = math.nan
+    spoiled = execute(x, mixture, geometry, "triton")
+    assert spoiled[1].isnan().all()
+    others = [b for b in range(len(y)) if b != 1]
+    torch.testing.assert_close(spoiled[others], y[others], rtol=0, atol=0)
+
+
+def test_only_the_gradients_that_are_needed_are_computed() -> None:
+    x, mixture, geometry = make("pointwise")
+    layout = ([1, 1], [0, 0], [1, 1], 1)
+    full = conv2d_backward(torch.ones_like(conv2d(x, *mixture[:2], *layout)), x, *mixture[:2], *layout, [True] * 3)
+    for i in range(3):
+        mask = [j == i for j in range(3)]
+        part = conv2d_backward(torch.ones_like(conv2d(x, *mixture[:2], *layout)), x, *mixture[:2], *layout, mask)
+        torch.testing.assert_close(part[i], full[i])
+        assert [g.numel() > 0 for g in part] == mask
+
+
+def test_the_dtype_is_checked() -> None:
+    x, mixture, geometry = make("pointwise")
+    with pytest.raises(condconv.ArgumentError, match="x=torch.float64 must be f32, bf16 or f16"):
+        execute(x.double(), mixture, geometry, "triton")
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own, in its check
+def test_opcheck() -> None:
+    x, (coefficients, experts, _), geometry = make("depthwise")
+    leaves = [t.clone().requires_grad_() for t in (x, coefficients, experts)]
+    torch.library.opcheck(conv2d, (*leaves, geometry.stride, geometry.padding, geometry.dilation, geometry.groups))
+
+
+def test_layers_train_under_autocast_and_compile() -> None:
+    layer = condconv.CondConv2d(4, 6, 3, padding=1, num_experts=3, strategy="triton").to(DEVICE)
+    x = torch.randn(2, 4, 4, 4, device=DEVICE)
+    y = layer(x)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        low = layer(x)
+    assert low.dtype == torch.bfloat16 and distance(low.detach(), y.detach().double()) < 0.03
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager" if INTERPRETED else "inductor")
+    torch.testing.assert_close(compiled(x), y)
+    y.square().sum().backward()
+    expected = [p.grad.clone() for p in layer.parameters()]  # type: ignore[union-attr]
+    layer.zero_grad()
+    compiled(x).square().sum().backward()
+    torch.testing.assert_close([p.grad for p in layer.parameters()], expected)
+
+
+@pytest.mark.parametrize("name", ["dense", "depthwise"])
+def test_the_declared_count_is_the_dispatched_one(name: str) -> None:
+    x, mixture, geometry = make(name)
+    recorder = Recorder(torch.nn.Module())
+    with recorder, DispatchCount(recorder) as dispatched:
+        execute(x, mixture, geometry, "triton")
+    assert dispatched.macs[""] == sum(executed_macs("triton", x.shape, mixture, geometry)) > 0
+
+
+@ON_GPU
+@pytest.mark.parametrize("tf32", [False, True])
+def test_large_layers_on_a_gpu_hold_no_kernel_of_an_example(tf32: bool) -> None:
+    batch, channels, n = 32, 512, 4
+    x = torch.randn(batch, channels, 7, 7, device=DEVICE).to(memory_format=torch.channels_last).requires_grad_()
+    coefficients = torch.rand(batch, n, device=DEVICE, requires_grad=True)
+    experts = (torch.randn(n, channels, channels, 3, 3, device=DEVICE) / 64).requires_grad_()
+    mixture, geometry = Mixture(coefficients, experts, None), ConvGeometry((1, 1), (1, 1), (1, 1))
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    try:
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        y = execute(x, mixture, geometry, "triton")
+        gradients = torch.autograd.grad(y.square().sum(), (x, coefficients, experts))
+        peak = torch.cuda.max_memory_allocated() - held
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+    assert peak < batch * experts[0].numel() * 4
+    expected = run("reference", x, mixture, geometry, torch.float64)[0]
+    assert distance(y.detach(), expected) < (3e-3 if tf32 else 1e-5)
+    assert all(g.isfinite().all() for g in gradients)
