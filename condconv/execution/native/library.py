@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from condconv.geometry import ConvGeometry
 
@@ -129,6 +128,8 @@ def _flops(x: Sequence[int], experts: int, kernel_shape: Sequence[int], geometry
 
 def _describe() -> None:
     """Tell torch shapes, gradients and floating-point operations of the operators that were just loaded."""
+    from torch.utils.flop_counter import register_flop_formula  # It imports Triton where that is installed.
+
     torch.library.register_fake("condconv::conv2d", _conv2d_fake)
     torch.library.register_fake("condconv::conv2d_packed", _conv2d_packed_fake)
     torch.library.register_fake("condconv::conv2d_backward", _conv2d_backward_fake)

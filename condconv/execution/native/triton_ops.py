@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from condconv.errors import argument_error
 from condconv.geometry import ConvGeometry
@@ -120,11 +119,6 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 torch.library.register_autograd("condconv::triton_conv2d", _backward, setup_context=_save)
-
-
-@register_flop_formula(conv2d)
-def _flops(x: Sequence[int], coefficients: Any, experts: Sequence[int], *geometry: Any, **_: Any) -> int:
-    return 2 * x[0] * (math.prod(experts) + _geometry(*geometry).macs(experts[1:], x[2:]))
 
 
 def _geometry(stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int) -> ConvGeometry:
