@@ -45,7 +45,7 @@ def confusion_matrix(confusions: Mapping[str, Tensor], classes: Sequence[str]) -
     panels = figure.subplots(1, len(confusions), squeeze=False)[0]
     for axes, (network, confusion) in zip(panels, confusions.items(), strict=True):
         percent = 100 * confusion / confusion.sum(dim=1, keepdim=True).clamp(min=1)
-        image = axes.imshow(percent, vmin=0, vmax=100, cmap="cividis")
+        image = axes.imshow(percent.numpy(), vmin=0, vmax=100, cmap="cividis")
         accuracy = 100 * float(confusion.diag().sum() / confusion.sum())
         axes.set(xlabel="predicted class", ylabel="true class", title=f"{network}: {accuracy:.2f} %")
         _label_classes(axes, classes, both=True)
@@ -70,7 +70,7 @@ def routing_heat_map(routing: Mapping[str, Tensor], classes: Sequence[str]) -> b
     panels = figure.subplots(1, len(chosen), squeeze=False, sharey=True)[0]
     top = max(float(routing[name].nan_to_num().max()) for name in chosen)
     for axes, name in zip(panels, chosen, strict=True):
-        image = axes.imshow(routing[name], vmin=0, vmax=max(1.0, top), cmap="cividis", aspect="auto")
+        image = axes.imshow(routing[name].numpy(), vmin=0, vmax=max(1.0, top), cmap="cividis", aspect="auto")
         axes.set(xlabel="expert", title=name)
         axes.title.set_fontsize(9)
         axes.set_xticks(range(routing[name].shape[1]))
