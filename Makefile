@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all lint bench bench-docs clean
 
 # Made anew when the dependencies change. The marker is written last: an installation that broke off is repeated.
 .venv/installed: pyproject.toml
@@ -25,6 +25,16 @@ test: lint
 
 test-all: lint
 	$(BIN)/pytest -n auto
+
+# The planner's table comes first: what the planner chooses in all others depends on it.
+BENCHMARKS := planner_table layers networks training random_shapes hotspots
+
+bench: .venv/installed
+	set -e; for module in $(BENCHMARKS); do $(BIN)/python -m benchmarks.speed.$$module; done
+	$(MAKE) bench-docs
+
+bench-docs: .venv/installed
+	$(BIN)/python -m benchmarks.speed.report
 
 clean:
 	rm -rf .venv build *.egg-info

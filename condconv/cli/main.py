@@ -22,6 +22,7 @@ VERBS = {
     "convert": "plan a conversion, print it, and carry it out",
     "count": "count multiply-adds and parameters",
     "analyze": "report what the experts do",
+    "doctor": "say what is installed and what this machine can run",
 }
 """Verb → one line of help. `condconv.cli.<verb>` has `run(arguments) -> exit code`, and is imported when it is used; a
 hyphen is an underscore there."""

@@ -1,0 +1,96 @@
+"""What a measurement was made on, and how quiet it was there."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+
+import torch
+
+from condconv.cli.doctor import version
+
+ROOT = Path(__file__).resolve().parents[2]
+NOISY_PERCENT = 10.0
+
+# What the benchmarks themselves write does not make the code that they measure another one.
+_WRITTEN_HERE = (":!benchmarks/results", ":!docs", ":!condconv/execution/measured.csv")
+
+
+def processor() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+@functools.cache
+def commit() -> str:
+    """The commit that is measured, with a + where files differ from it; empty outside of a checkout."""
+    try:
+        head = _git("rev-parse", "--short", "HEAD")
+        return head + ("+" if _git("status", "--porcelain", "--untracked-files=no", "--", ".", *_WRITTEN_HERE) else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def description() -> dict[str, object]:
+    """The columns that every row has: machine, versions, date and commit."""
+    return {
+        "machine": processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "timm": version("timm") or "",
+        "date": datetime.date.today().isoformat(),
+        "commit": commit(),
+    }
+
+
+class Quiet:
+    """Watches how much of the processors others take (Linux; elsewhere it sees nothing).
+
+    `busy_percent` is measured before the run, while this process sleeps; `steal_percent` is the share of time that the
+    hypervisor gave to other guests since the last question.
+    """
+
+    def __init__(self, seconds: float = 2.0) -> None:
+        before = _ticks()
+        time.sleep(seconds)
+        after = _ticks()
+        total = sum(after) - sum(before)
+        idle = sum(after[3:5]) - sum(before[3:5])  # idle, and waiting for a disk
+        self.busy_percent = 100 * (1 - idle / total) if seconds and total else 0.0
+        self._last = after
+        if self.busy_percent > NOISY_PERCENT:
+            print(f"warning: other processes take {self.busy_percent:.0f} % of this machine; times will be noise")
+
+    def columns(self) -> dict[str, object]:
+        """Load, and how busy the machine was before the run and since the last question."""
+        now = _ticks()
+        total = sum(now) - sum(self._last)
+        steal = 100 * (now[7] - self._last[7]) / total if total else 0.0
+        self._last = now
+        return {
+            "load": f"{os.getloadavg()[0]:.2f}" if hasattr(os, "getloadavg") else "",
+            "busy_percent": f"{self.busy_percent:.1f}",
+            "steal_percent": f"{steal:.1f}",
+        }
+
+
+def _ticks() -> list[int]:
+    """Ticks that the processors spent since boot: user, nice, system, idle, iowait, irq, softirq, steal."""
+    try:
+        return [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    except OSError:
+        return [0] * 8

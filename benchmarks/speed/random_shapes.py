@@ -1,0 +1,186 @@
+"""Shapes outside of the planner's table: does its choice keep up with the best strategy, and is the result right?
+
+    python -m benchmarks.speed.random_shapes     writes benchmarks/results/random_shapes.csv
+
+Fifty shapes from a fixed seed: odd sizes and channels, stride 2, groups, 1 to 4 threads, both memory layouts. Every
+third shape runs in a process in which torch's libraries and the native operator are held to AVX2. The planner's choice
+takes turns with every strategy pinned, all of them in the training form without gradients; results are compared with
+the reference in float64.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from benchmarks.speed.harness import Call, measure
+from benchmarks.speed.machine import ROOT, Quiet, description
+from benchmarks.speed.planner_table import LAYOUTS, STRATEGIES
+from benchmarks.speed.results import MACHINE, arguments, table, wanted
+from condconv.execution import AUTO, choose, execute, strategies
+from condconv.geometry import ConvGeometry
+from condconv.lowered import Mixture
+
+AVX2 = {
+    "CONDCONV_ISA": "avx2",
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+}
+CHILD = "measure-shapes"
+SHAPES, SEED = 50, 2
+MOST_MACS = 3e8
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A convolution at work."""
+
+    kind: str
+    batch: int
+    in_channels: int
+    out_channels: int
+    groups: int
+    kernel: int
+    stride: int
+    height: int
+    width: int
+    experts: int
+    layout: str
+    threads: int
+    isa: str
+
+    @property
+    def name(self) -> str:
+        """A readable name."""
+        return (
+            f"{self.kind} {self.kernel}x{self.kernel}/{self.stride} {self.in_channels}-{self.out_channels} "
+            f"@{self.height}x{self.width} B{self.batch} {self.layout} {self.threads} threads {self.isa}"
+        )
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of the batch's convolution, about."""
+        per_position = self.kernel**2 * self.in_channels * self.out_channels // self.groups
+        return self.batch * (self.height // self.stride) * (self.width // self.stride) * per_position
+
+
+COLUMNS = (
+    "cell", *Shape.__dataclass_fields__, "chosen", "best", "auto_ms", *(f"{name}_ms" for name in STRATEGIES), "ratio",
+    "ratio_p10", "ratio_p90", "error", *(name for name in MACHINE if name != "threads"),
+)  # fmt: skip
+
+
+def shapes() -> Iterator[Shape]:
+    """The shapes, always the same."""
+    draw = random.Random(SEED)
+    found = 0
+    while found < SHAPES:
+        kind = ("pointwise", "dense", "depthwise", "grouped")[found % 4]
+        groups, wide, narrow = _channels(draw, kind)
+        shape = Shape(
+            kind, draw.choice((1, 2, 3, 8, 17)), groups * wide, groups * narrow, groups,
+            1 if kind == "pointwise" else draw.choice((3, 3, 5)), draw.choice((1, 1, 2)), draw.randint(5, 41),
+            draw.randint(5, 41), draw.choice((2, 4, 8, 8, 16)), draw.choice(list(LAYOUTS)), draw.randint(1, 4),
+            "avx2" if found % 3 == 2 else "best",
+        )  # fmt: skip
+        if shape.macs <= MOST_MACS:
+            found += 1
+            yield shape
+
+
+def _channels(draw: random.Random, kind: str) -> tuple[int, int, int]:
+    """Groups, and input and output channels of a group; none is a multiple of 16."""
+
+    def odd(most: int) -> int:
+        channels = round(draw.uniform(3, most**0.5) ** 2)  # small ones as often as large ones
+        return channels + 1 if channels % 16 == 0 else channels
+
+    if kind == "depthwise":
+        return odd(1200), 1, 1
+    most = {"pointwise": 900, "dense": 260, "grouped": 70}[kind]
+    return 3 if kind == "grouped" else 1, odd(most), odd(most)
+
+
+QUICK = (
+    Shape("dense", 2, 5, 7, 1, 3, 2, 5, 7, 2, "contiguous", 1, "best"),
+    Shape("depthwise", 1, 9, 9, 9, 3, 1, 4, 5, 2, "channels_last", 1, "best"),
+)
+
+
+@torch.no_grad()
+def row(shape: Shape, quick: bool) -> dict[str, object]:
+    """Measure one shape, and compare what the planner's choice computes with the reference."""
+    torch.set_num_threads(shape.threads)
+    x = torch.randn(shape.batch, shape.in_channels, shape.height, shape.width)
+    x = x.contiguous(memory_format=LAYOUTS[shape.layout])
+    kernel = (shape.out_channels, shape.in_channels // shape.groups, shape.kernel, shape.kernel)
+    mixture = Mixture(torch.rand(shape.batch, shape.experts), torch.randn(shape.experts, *kernel), None)
+    padding = shape.kernel // 2
+    geometry = ConvGeometry((shape.stride,) * 2, (padding,) * 2, (1, 1), shape.groups)
+
+    def call(asked: str) -> Call:
+        return lambda: execute(x, mixture, geometry, choose(x, mixture, geometry, asked, shape.name))
+
+    able = [name for name in STRATEGIES if strategies[name].supports(mixture, geometry) is None]
+    timings = measure({name: call(name) for name in (AUTO, *able)}, quick=quick)
+    best = min(able, key=lambda name: timings[name].ms.median)
+    ratio = timings[AUTO].over(timings[best])
+    return {
+        "cell": shape.name, **asdict(shape), "chosen": choose(x, mixture, geometry, AUTO, shape.name), "best": best,
+        **{f"{name}_ms": f"{timing.ms.median:.4g}" for name, timing in timings.items()},
+        "ratio": f"{ratio.median:.3f}", "ratio_p10": f"{ratio.p10:.3f}", "ratio_p90": f"{ratio.p90:.3f}",
+        "error": f"{error(x, mixture, geometry):.1e}", **description(),
+    }  # fmt: skip
+
+
+def error(x: Tensor, mixture: Mixture, geometry: ConvGeometry) -> float:
+    """Largest difference of the planner's choice from the reference in float64, relative to the largest output."""
+    got = execute(x, mixture, geometry, choose(x, mixture, geometry, AUTO, "random_shapes"))
+    exact = Mixture(mixture.coefficients.double(), mixture.experts.double(), None)
+    expected = execute(x.double(), exact, geometry, "reference")
+    return float((got - expected).abs().max() / expected.abs().max())
+
+
+def held_to_avx2(chosen: Sequence[Shape], quick: bool) -> Iterator[dict[str, object]]:
+    """The rows of shapes, measured in one process that uses AVX2 and nothing later; none is started for no shapes."""
+    if not chosen:
+        return
+    task = json.dumps([quick, *map(asdict, chosen)])
+    command = [sys.executable, "-m", "benchmarks.speed.random_shapes", CHILD, task]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ, **AVX2}) as child:
+        assert child.stdout is not None
+        yield from map(json.loads, child.stdout)
+    if child.returncode:
+        raise subprocess.CalledProcessError(child.returncode, command)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Measure all shapes, or those that --only names; --threads has no effect, each shape has its own."""
+    given = arguments("random_shapes", __doc__, words)
+    quiet = Quiet(0 if given.quick else 2)
+    chosen = list(wanted(given, QUICK if given.quick else shapes()))
+    with table(given.out / "random_shapes.csv", COLUMNS, given.only) as add:
+        here = (row(shape, given.quick) for shape in chosen if shape.isa != "avx2")
+        there = held_to_avx2([shape for shape in chosen if shape.isa == "avx2"], given.quick)
+        for found in itertools.chain(here, there):
+            add({**found, **quiet.columns()})
+            print(f"{found['cell']:<72} {found['chosen']} × {found['ratio']} of {found['best']}", flush=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == [CHILD]:
+        quick, *described = json.loads(sys.argv[2])
+        for one in described:
+            print(json.dumps(row(Shape(**one), quick)), flush=True)
+    else:
+        main(sys.argv[1:])
