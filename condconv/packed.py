@@ -30,7 +30,7 @@ from condconv.errors import argument_error
 COLUMNS = 16
 """Columns of a block: one AVX-512 register of f32."""
 ROWS = 64
-"""Rows of a chunk."""
+"""Rows of a chunk: 4 KiB of one expert in f32, so that memory is read in as many streams as there are experts."""
 
 STORAGES: dict[str, torch.dtype] = {"f32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 """Names of the storages, and the type of their elements."""
@@ -55,7 +55,7 @@ def pack(experts: Tensor, groups: int, storage: str) -> tuple[Tensor, Tensor | N
     matrices = torch.nn.functional.pad(matrices, (0, 0, 0, blocks * COLUMNS - columns))
     scale = None
     if storage == "int8":
-        if not torch.isfinite(matrices).all():
+        if not all_finite(matrices):
             rule, remedy = "cannot hold experts that are NaN or infinite", "use 'f32', or look for what spoiled them"
             raise argument_error("pack", "experts", storage, rule, remedy)
         largest = matrices.abs().amax(dim=3) if rows else matrices.new_zeros(matrices.shape[:3])
@@ -88,3 +88,8 @@ def matrix_shape(kernel_shape: Sequence[int], groups: int) -> tuple[int, int, in
     rows = math.prod(kernel_shape[1:])
     depthwise = kernel_shape[1] == 1 and kernel_shape[0] == groups
     return (1, kernel_shape[0], rows) if depthwise else (groups, kernel_shape[0] // groups, rows)
+
+
+def all_finite(experts: Tensor) -> bool:
+    """Whether no element is NaN or infinite; taken for granted on the meta device, which has no elements."""
+    return experts.is_meta or bool(torch.isfinite(experts).all())

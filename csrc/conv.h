@@ -14,15 +14,21 @@ constexpr int64_t kBlock = 16;  // columns of one block of a packed bank
 constexpr int64_t kChunk = 64;  // rows of one chunk of a packed bank
 constexpr int64_t kDepthwiseMap = 128 * 1024;  // floats of a depthwise panel's input that stay in L2
 
-// n expert matrices (K rows, N columns) for each of `groups` groups. Packed: the layout of condconv/packed.py. Otherwise f32
-// with strides, in elements; k = (tap, channel).
+// n expert matrices (K rows, N columns) for each group, in the layout of condconv/packed.py.
 struct Bank {
   const void* data;
   Storage storage;
   const float* scale;  // (n, groups · blocks · 16) or null
   int64_t experts;
-  bool packed;
+};
+
+// The same matrices as a bank's parameters hold them, with strides in elements; row k is (tap, channel).
+struct Experts {
+  const float* data;
+  int64_t count, groups, taps, depth, columns;
   int64_t expert_stride, group_stride, tap_stride, depth_stride, column_stride;
+
+  int64_t blocks() const { return groups * ((columns + kBlock - 1) / kBlock); }
 };
 
 // y[b][target[r]] = bias_b + Σ_tap x[b][source[tap][r]] · (Σ_i c[b][i] W_i)[tap], for every row r; source -1 reads zeros.
@@ -42,7 +48,7 @@ struct Gemm {
   int64_t blocks() const { return (columns + kBlock - 1) / kBlock; }
 };
 
-// Gradient of the experts and the coefficients of a Gemm; W is (n, groups · columns, taps, depth), contiguous f32.
+// Gradient of the experts and the coefficients of a Gemm; W is (n, groups · columns, depth, taps), contiguous.
 struct GemmGradient {
   int64_t batch, rows, taps, depth, columns, groups, experts;
   const int32_t* source;
@@ -58,7 +64,7 @@ struct GemmGradient {
   int64_t units() const { return groups * taps * panels(); }
 };
 
-// One kernel for each channel and example. The bank is packed, or (n, C, taps) contiguous f32 with column_stride = taps.
+// One kernel for each channel and example: the bank has one group, C columns and K = taps rows.
 struct Depthwise {
   int64_t batch, channels, height, width, out_height, out_width;
   int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
@@ -76,13 +82,15 @@ struct Depthwise {
 
 struct DepthwiseGradient {
   Depthwise shape;    // x and coefficients of the forward pass; y and bias unused
-  const float* grad;  // (B, OH, OW, C)
-  float* weight_grad;  // (n, C, taps), written
+  const float* grad;    // (B, OH, OW, C)
+  const float* weight;  // (n, C, taps)
+  float* weight_grad;   // (n, C, taps), written
 };
 
 // The kernels of one instruction set. `coefficient_grad` of a gradient unit is (B, n), added to.
 struct Kernels {
   const char* name;
+  void (*pack)(const Experts&, int64_t block, float* packed);
   void (*gemm)(const Gemm&, int64_t first_block, int64_t last_block, int64_t first_example, int64_t last_example);
   void (*gemm_gradient)(const GemmGradient&, int64_t unit, float* coefficient_grad);
   void (*depthwise)(const Depthwise&, int64_t example, int64_t panel);

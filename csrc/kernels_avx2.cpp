@@ -9,6 +9,8 @@
 #include "scratch.h"
 
 #if defined(__x86_64__)
+#include <immintrin.h>
+
 #pragma GCC target("avx2,fma")
 #define LANES 8
 #define MAX_COLUMNS 1
@@ -18,6 +20,6 @@ namespace condconv {
 namespace {
 #include "vector_kernels.inc"
 }
-const Kernels avx2_kernels = {"avx2", gemm, gemm_gradient, depthwise, depthwise_gradient};
+const Kernels avx2_kernels = {"avx2", pack, gemm, gemm_gradient, depthwise, depthwise_gradient};
 }  // namespace condconv
 #endif

@@ -9,15 +9,17 @@
 #include "scratch.h"
 
 #if defined(__x86_64__)
+#include <immintrin.h>
+
 #pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")
 #define LANES 16
-#define MAX_COLUMNS 4
-#define MAX_ROWS(columns) ((columns) == 4 ? 6 : 8)
+#define MAX_COLUMNS 3
+#define MAX_ROWS(columns) 8
 
 namespace condconv {
 namespace {
 #include "vector_kernels.inc"
 }
-const Kernels avx512_kernels = {"avx512", gemm, gemm_gradient, depthwise, depthwise_gradient};
+const Kernels avx512_kernels = {"avx512", pack, gemm, gemm_gradient, depthwise, depthwise_gradient};
 }  // namespace condconv
 #endif

@@ -201,16 +201,27 @@ Tensor forward(const Geometry& g, const Tensor& x, const Tensor& coefficients, c
   return x.scalar_type() == ScalarType::Float ? out : torch::stable::to(out, x.scalar_type());
 }
 
-// Experts as the kernels read them where they are not packed: (n, O, kh, kw, I/g) f32.
-Tensor taps_first(const Tensor& experts) {
-  return dense(torch::stable::permute(as_float(experts), {{0, 1, 3, 4, 2}}));
+// The experts (n, O, I/g, kh, kw) as matrices: of the convolution, or of the gradient of its input.
+Experts experts_of(const Geometry& g, const float* data, bool of_input) {
+  const int64_t taps = g.taps(), row = taps * g.depth(), all = g.out_channels * row;
+  if (g.depthwise()) return {data, g.experts, 1, 1, taps, g.in_channels, all, 0, 0, 1, taps};
+  if (of_input) return {data, g.experts, g.groups, taps, g.columns(), g.depth(), all, g.columns() * row, 1, row, taps};
+  return {data, g.experts, g.groups, taps, g.depth(), g.columns(), all, g.columns() * row, 1, taps, row};
 }
 
-Bank forward_bank(const Geometry& g, const float* experts) {
-  const int64_t row = g.taps() * g.depth(), all = g.out_channels * row;
-  if (g.depthwise()) return {experts, Storage::f32, nullptr, g.experts, false, all, 0, 0, 1, row};
-  return {experts, Storage::f32, nullptr, g.experts, false, all, g.columns() * row, g.depth(), 1, row};
+// Packs them: n·|W| numbers are written, whatever the batch.
+Tensor pack(const Experts& e, const Tensor& like) {
+  const Kernels& k = checked_kernels();
+  const std::array<int64_t, 1> size{e.blocks() * kBlock * e.taps * e.depth * e.count};
+  Tensor packed = torch::stable::empty(size, ScalarType::Float, std::nullopt, like.device());
+  float* to = static_cast<float*>(packed.mutable_data_ptr());
+  torch::stable::parallel_for(0, e.blocks(), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; block++) k.pack(e, block, to);
+  });
+  return packed;
 }
+
+Bank bank_of(const Tensor& packed, int64_t experts) { return {packed.const_data_ptr(), Storage::f32, nullptr, experts}; }
 
 Sizes kernel_of(const Tensor& experts) {
   STD_TORCH_CHECK(experts.dim() == 5, "condconv: experts must be (n, O, I/g, kh, kw)");
@@ -221,8 +232,8 @@ Tensor conv2d(const Tensor& x, const Tensor& coefficients, const Tensor& experts
               Sizes dilation, int64_t groups) {
   const Geometry g = geometry_of(x, coefficients, kernel_of(experts), stride, padding, dilation, groups);
   STD_TORCH_CHECK(experts.size(0) == g.experts, "condconv: ", g.experts, " coefficients for ", experts.size(0), " experts");
-  const Tensor weight = taps_first(experts);
-  return forward(g, x, coefficients, forward_bank(g, floats(weight)), nullptr, 0.0f);
+  const Tensor weight = dense(as_float(experts)), packed = pack(experts_of(g, floats(weight), false), weight);
+  return forward(g, x, coefficients, bank_of(packed, g.experts), nullptr, 0.0f);
 }
 
 Tensor conv2d_packed(const Tensor& x, const Tensor& coefficients, const Tensor& packed, std::optional<Tensor> scale,
@@ -246,7 +257,7 @@ Tensor conv2d_packed(const Tensor& x, const Tensor& coefficients, const Tensor& 
   const Storage storage = type == ScalarType::Float      ? Storage::f32
                           : type == ScalarType::BFloat16 ? Storage::bf16
                                                          : Storage::int8;
-  const Bank bank{packed.const_data_ptr(), storage, s ? floats(*s) : nullptr, g.experts, true, 0, 0, 0, 0, 0};
+  const Bank bank{packed.const_data_ptr(), storage, s ? floats(*s) : nullptr, g.experts};
   return forward(g, x, coefficients, bank, b ? floats(*b) : nullptr, static_cast<float>(threshold));
 }
 
@@ -280,11 +291,11 @@ Tensor depthwise_input_gradient(const Geometry& g, const Tensor& grad, const flo
   return out;
 }
 
-Tensor input_gradient(const Geometry& g, const Tensor& grad, const float* coefficients, const float* experts) {
-  if (g.depthwise()) return depthwise_input_gradient(g, grad, coefficients, forward_bank(g, experts));
+Tensor input_gradient(const Geometry& g, const Tensor& grad, const float* coefficients, const Tensor& weight) {
+  const Tensor packed = pack(experts_of(g, floats(weight), true), weight);
+  const Bank bank = bank_of(packed, g.experts);
+  if (g.depthwise()) return depthwise_input_gradient(g, grad, coefficients, bank);
   Tensor out = empty_nhwc(grad, g.batch, g.in_channels, g.height, g.width);
-  const int64_t row = g.taps() * g.depth();
-  const Bank bank{experts, Storage::f32, nullptr, g.experts, false, g.out_channels * row, g.columns() * row, g.depth(), row, 1};
   const Rows rows = backward_rows(g);
   run_gemm({g.batch, g.height * g.width, g.taps(), g.columns(), g.depth(), g.groups, rows.source.data(), rows.target.data(),
             floats(grad), g.out_height * g.out_width * g.out_channels, g.out_channels,
@@ -314,7 +325,8 @@ void expert_gradient(const Geometry& g, const Tensor& grad, const Tensor& x, con
   const Kernels& k = checked_kernels();
   float* to = static_cast<float*>(weight_grad.mutable_data_ptr());
   if (g.depthwise()) {
-    const DepthwiseGradient d{depthwise_of(g, floats(x), nullptr, coefficients, forward_bank(g, experts)), floats(grad), to};
+    const DepthwiseGradient d{depthwise_of(g, floats(x), nullptr, coefficients, {nullptr, Storage::f32, nullptr, g.experts}),
+                              floats(grad), experts, to};
     summed(d.shape.panels(), coefficient_grad, [&](int64_t u, float* part) { k.depthwise_gradient(d, u, part); });
     return;
   }
@@ -333,13 +345,12 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad, const Ten
   STD_TORCH_CHECK(grad.dim() == 4 && grad.size(0) == g.batch && grad.size(1) == g.out_channels &&
                       grad.size(2) == g.out_height && grad.size(3) == g.out_width,
                   "condconv: the gradient does not have the shape of the output");
-  const Tensor dy = nhwc(grad), in = nhwc(x), c = dense(as_float(coefficients)), weight = taps_first(experts);
-  Tensor dx = needs_input && g.batch > 0 ? input_gradient(g, dy, floats(c), floats(weight))
+  const Tensor dy = nhwc(grad), in = nhwc(x), c = dense(as_float(coefficients)), weight = dense(as_float(experts));
+  Tensor dx = needs_input && g.batch > 0 ? input_gradient(g, dy, floats(c), weight)
                                          : empty_nhwc(in, needs_input ? g.batch : 0, g.in_channels, g.height, g.width);
   Tensor dw = torch::stable::empty_like(weight), dc = torch::stable::empty_like(c);
   if (g.batch > 0) expert_gradient(g, dy, in, floats(c), floats(weight), dw, dc);
   else torch::stable::zero_(dw);
-  dw = dense(torch::stable::permute(dw, {{0, 1, 4, 2, 3}}));
   const auto like = [](const Tensor& t, const Tensor& wanted) {
     return t.scalar_type() == wanted.scalar_type() ? t : torch::stable::to(t, wanted.scalar_type());
   };
