@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -123,3 +124,10 @@ def test_every_kernel_compiles(
     ones = {"batch": 1, "channels": 1, "out_channels": 1, "out_height": 1, "out_width": 1, "height": 1, "width": 1}
     for fixed in ({}, ones, {"BLOCK_B": 4}):  # Triton compiles arguments that are 1 in as constants.
         assert compile_for(architecture, kernel, dtype, fixed, 3, back)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_the_benchmark_says_that_there_is_no_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    script = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
+    assert runpy.run_path(str(script))["main"]([]) == 2
+    assert "no CUDA device was found" in capsys.readouterr().err

@@ -1,0 +1,174 @@
+"""Time and memory of the execution strategies on a CUDA device, beside the static convolution of the same shape.
+
+    python benchmarks/gpu.py     writes benchmarks/results/gpu.csv; exits with 2 where there is no CUDA device
+
+One layer with given coefficients and 8 experts, channels_last, no bias. The static twin is `F.conv2d` with one of the
+experts, in the faster of both memory formats. Times are medians with the 10th and 90th percentile, of calls that find
+the device's cache empty; `peak_mb` is what a call holds at most beyond its arguments, in 10^6 bytes; `error` is the
+largest difference of y from a f64 reference, relative to the largest value of that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import platform
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import condconv
+from condconv.execution import choose, execute, strategies
+from condconv.geometry import ConvGeometry
+from condconv.lowered import Mixture
+from condconv.training.files import write_text
+
+DEVICE = "cuda"
+OUT = Path(__file__).resolve().parent / "results" / "gpu.csv"
+EXPERTS = 8
+BATCHES = (1, 8, 32, 128)
+NUMBERS = {"f32": (torch.float32, False), "tf32": (torch.float32, True), "bf16": (torch.bfloat16, False)}
+QUANTILES = [0.5, 0.1, 0.9]
+
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A k×k layer on a map of `size` × `size` positions."""
+
+    kernel: int
+    in_channels: int
+    out_channels: int
+    size: int
+    stride: int = 1
+    depthwise: bool = False
+
+    @property
+    def geometry(self) -> ConvGeometry:
+        """Padded so that stride 1 keeps the size."""
+        pad = self.kernel // 2
+        return ConvGeometry((self.stride,) * 2, (pad, pad), (1, 1), self.in_channels if self.depthwise else 1)
+
+    def tensors(self, batch: int, dtype: torch.dtype) -> tuple[Tensor, Mixture]:
+        """Input and mixture, leaves that want gradients."""
+        per_group = 1 if self.depthwise else self.in_channels
+        x = torch.randn(batch, self.in_channels, self.size, self.size, device=DEVICE, dtype=dtype)
+        experts = torch.randn(EXPERTS, self.out_channels, per_group, self.kernel, self.kernel, device=DEVICE)
+        experts = (experts / (per_group * self.kernel**2) ** 0.5).to(dtype)
+        coefficients = torch.rand(batch, EXPERTS, device=DEVICE, dtype=dtype)
+        x = x.to(memory_format=torch.channels_last)
+        return x.requires_grad_(), Mixture(coefficients.requires_grad_(), experts.requires_grad_(), None)
+
+
+SHAPES = (
+    Shape(1, 96, 24, 56), Shape(1, 112, 672, 14), Shape(1, 192, 1152, 7), Shape(1, 512, 512, 14),
+    Shape(1, 1024, 1024, 7), Shape(1, 256, 512, 28, stride=2),
+    Shape(3, 64, 64, 56), Shape(3, 256, 256, 14), Shape(3, 512, 512, 7),
+    Shape(3, 96, 96, 112, stride=2, depthwise=True), Shape(3, 480, 480, 14, depthwise=True),
+    Shape(5, 672, 672, 14, depthwise=True), Shape(5, 1152, 1152, 7, depthwise=True),
+)  # fmt: skip
+
+
+def timed(call: Call) -> tuple[float, float, float]:
+    """Median, 10th and 90th percentile of a call, in milliseconds."""
+    from triton.testing import do_bench
+
+    return tuple(do_bench(call, quantiles=QUANTILES))
+
+
+def peak_mb(call: Call) -> float:
+    """What a call holds at most beyond what was held before it, in 10^6 bytes."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    return (torch.cuda.max_memory_allocated() - before) / 1e6
+
+
+def work(forward: Callable[[], Tensor], leaves: Sequence[Tensor], training: bool) -> Call:
+    """One inference, or one forward and backward pass."""
+    if not training:
+        return torch.no_grad()(forward)
+    grad = torch.ones_like(forward())
+    return lambda: torch.autograd.grad(forward(), leaves, grad)
+
+
+def static_call(x: Tensor, weight: Tensor, geometry: ConvGeometry, training: bool) -> Call:
+    """The static twin, in the faster memory format."""
+    calls = []
+    for layout in (torch.channels_last, torch.contiguous_format):
+        a, w = (t.detach().contiguous(memory_format=layout).requires_grad_() for t in (x, weight))
+        calls.append(work(lambda a=a, w=w: geometry.convolve(a, w), (a, w), training))  # type: ignore[misc]
+    return min(calls, key=lambda call: timed(call)[0])
+
+
+def measure(shape: Shape, batch: int, numbers: str, training: bool) -> Iterator[dict[str, object]]:
+    """One row for the static twin and one for each strategy that can serve."""
+    dtype, torch.backends.cuda.matmul.allow_tf32 = NUMBERS[numbers]
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32
+    x, mixture = shape.tensors(batch, dtype)
+    geometry, leaves = shape.geometry, (x, *mixture[:2])
+    expected = _exact(x, mixture, geometry)
+    contenders = {"static": static_call(x, mixture.experts[0], geometry, training)}
+    errors = {"static": ""}
+    for name in strategies:
+        if name != "reference" and strategies[name].supports(mixture, geometry) is None:
+            y = execute(x, mixture, geometry, name).detach()
+            errors[name] = f"{float((y.double() - expected).abs().max() / expected.abs().max()):.1e}"
+            contenders[name] = work(lambda name=name: execute(x, mixture, geometry, name), leaves, training)  # type: ignore[misc]
+    times = {name: timed(call) for name, call in contenders.items()}
+    for name, call in contenders.items():
+        yield {
+            **vars(shape), "batch": batch, "numbers": numbers, "pass": "training" if training else "inference",
+            "strategy": name, "auto": name == choose(x, mixture, geometry, "auto", "benchmark"),
+            **{key: f"{value:.4f}" for key, value in zip(("median_ms", "p10_ms", "p90_ms"), times[name], strict=True)},
+            "ratio": f"{times[name][0] / times['static'][0]:.3f}", "peak_mb": f"{peak_mb(call):.2f}",
+            "error": errors[name],
+        }  # fmt: skip
+
+
+@torch.no_grad()
+def _exact(x: Tensor, mixture: Mixture, geometry: ConvGeometry) -> Tensor:
+    """The reference in f64."""
+    doubled = Mixture(mixture.coefficients.double(), mixture.experts.double(), None)
+    return execute(x.double(), doubled, geometry, "reference")
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Measure and write; return the exit code."""
+    parser = argparse.ArgumentParser("benchmarks/gpu.py", description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--out", type=Path, default=OUT, metavar="FILE", help="default: benchmarks/results/gpu.csv")
+    given = parser.parse_args(words)
+    if not torch.cuda.is_available():
+        print("benchmarks/gpu.py: no CUDA device was found; nothing was measured", file=sys.stderr)
+        return 2
+    import triton
+
+    machine = {
+        "machine": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "torch": torch.__version__,
+        "triton": triton.__version__, "python": platform.python_version(), "condconv": condconv.__version__,
+    }  # fmt: skip
+    rows: list[dict[str, object]] = []
+    for shape in SHAPES:
+        for numbers in NUMBERS:
+            for batch in BATCHES:
+                for training in (False, True):
+                    rows += ({**row, **machine} for row in measure(shape, batch, numbers, training))
+        print(f"{shape}: {len(rows)} rows so far", flush=True)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(given.out, text.getvalue())
+    print(f"wrote {given.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
