@@ -31,7 +31,7 @@ struct Experts {
   int64_t blocks() const { return groups * ((columns + kBlock - 1) / kBlock); }
 };
 
-// y[b][target[r]] = bias_b + Σ_tap x[b][source[tap][r]] · (Σ_i c[b][i] W_i)[tap], for every row r; source -1 reads zeros.
+// y[b][target[r]] = shift + bias_b + Σ_tap x[b][source[tap][r]] · (Σ_i c[b][i] W_i)[tap], for every row r; source -1 reads zeros.
 struct Gemm {
   int64_t batch, rows, taps, depth, columns, groups;
   const int32_t* source;  // (taps, rows), positions in one example of x
@@ -42,6 +42,7 @@ struct Gemm {
   int64_t y_example, y_position;  // a group takes `columns` channels
   const float* coefficients;      // (B, n)
   const float* bias;              // (n, groups · columns) or null
+  const float* shift;             // (groups · columns) or null: added to every example as it is
   float threshold;
   Bank bank;
 
@@ -72,6 +73,7 @@ struct Depthwise {
   float* y;
   const float* coefficients;
   const float* bias;
+  const float* shift;
   float threshold;
   int64_t panel;  // channels that one thread takes at once, a multiple of 32
   bool flipped;   // read the taps from last to first: the gradient of the input of a convolution of stride 1

@@ -182,20 +182,20 @@ void run_gemm(const Gemm& g) {
 }
 
 Tensor forward(const Geometry& g, const Tensor& x, const Tensor& coefficients, const Bank& bank, const float* bias,
-               float threshold) {
+               const float* shift, float threshold) {
   const Tensor in = nhwc(x), c = dense(as_float(coefficients));
   Tensor out = empty_nhwc(in, g.batch, g.out_channels, g.out_height, g.out_width);
   if (g.batch > 0) {
     float* y = static_cast<float*>(out.mutable_data_ptr());
     if (g.depthwise()) {
       Depthwise d = depthwise_of(g, floats(in), y, floats(c), bank);
-      d.bias = bias, d.threshold = threshold;
+      d.bias = bias, d.shift = shift, d.threshold = threshold;
       run_depthwise(d);
     } else {
       const Rows rows = forward_rows(g);
       run_gemm({g.batch, static_cast<int64_t>(rows.target.size()), g.taps(), g.depth(), g.columns(), g.groups,
                 rows.source.data(), rows.target.data(), floats(in), g.height * g.width * g.in_channels, g.in_channels, y,
-                g.out_height * g.out_width * g.out_channels, g.out_channels, floats(c), bias, threshold, bank});
+                g.out_height * g.out_width * g.out_channels, g.out_channels, floats(c), bias, shift, threshold, bank});
     }
   }
   return x.scalar_type() == ScalarType::Float ? out : torch::stable::to(out, x.scalar_type());
@@ -233,11 +233,11 @@ Tensor conv2d(const Tensor& x, const Tensor& coefficients, const Tensor& experts
   const Geometry g = geometry_of(x, coefficients, kernel_of(experts), stride, padding, dilation, groups);
   STD_TORCH_CHECK(experts.size(0) == g.experts, "condconv: ", g.experts, " coefficients for ", experts.size(0), " experts");
   const Tensor weight = dense(as_float(experts)), packed = pack(experts_of(g, floats(weight), false), weight);
-  return forward(g, x, coefficients, bank_of(packed, g.experts), nullptr, 0.0f);
+  return forward(g, x, coefficients, bank_of(packed, g.experts), nullptr, nullptr, 0.0f);
 }
 
 Tensor conv2d_packed(const Tensor& x, const Tensor& coefficients, const Tensor& packed, std::optional<Tensor> scale,
-                     std::optional<Tensor> bias, Sizes kernel_shape, Sizes stride, Sizes padding, Sizes dilation,
+                     std::optional<Tensor> bias, std::optional<Tensor> shift, Sizes kernel_shape, Sizes stride, Sizes padding, Sizes dilation,
                      int64_t groups, double threshold) {
   const Geometry g = geometry_of(x, coefficients, kernel_shape, stride, padding, dilation, groups);
   const ScalarType type = packed.scalar_type();
@@ -249,16 +249,19 @@ Tensor conv2d_packed(const Tensor& x, const Tensor& coefficients, const Tensor& 
   STD_TORCH_CHECK(packed.is_contiguous() && packed.numel() == blocks * kBlock * g.taps() * depth * g.experts,
                   "condconv: the packed experts have ", packed.numel(), " elements, not those of ", g.experts,
                   " kernels of that shape");
-  std::optional<Tensor> s, b;
+  std::optional<Tensor> s, b, added;
   if (scale) s = dense(as_float(*scale));
   if (bias) b = dense(as_float(*bias));
+  if (shift) added = dense(as_float(*shift));
   STD_TORCH_CHECK(!s || s->numel() == g.experts * blocks * kBlock, "condconv: scale must be (n, blocks of 16 columns)");
   STD_TORCH_CHECK(!b || b->numel() == g.experts * g.out_channels, "condconv: bias must be (n, O)");
+  STD_TORCH_CHECK(!added || added->numel() == g.out_channels, "condconv: shift must be (O,)");
   const Storage storage = type == ScalarType::Float      ? Storage::f32
                           : type == ScalarType::BFloat16 ? Storage::bf16
                                                          : Storage::int8;
   const Bank bank{packed.const_data_ptr(), storage, s ? floats(*s) : nullptr, g.experts};
-  return forward(g, x, coefficients, bank, b ? floats(*b) : nullptr, static_cast<float>(threshold));
+  return forward(g, x, coefficients, bank, b ? floats(*b) : nullptr, added ? floats(*added) : nullptr,
+                 static_cast<float>(threshold));
 }
 
 // The gradient of x where every channel has its own kernel: for stride 1 a convolution with the kernel turned around; for
@@ -300,7 +303,7 @@ Tensor input_gradient(const Geometry& g, const Tensor& grad, const float* coeffi
   run_gemm({g.batch, g.height * g.width, g.taps(), g.columns(), g.depth(), g.groups, rows.source.data(), rows.target.data(),
             floats(grad), g.out_height * g.out_width * g.out_channels, g.out_channels,
             static_cast<float*>(out.mutable_data_ptr()), g.height * g.width * g.in_channels, g.in_channels, coefficients,
-            nullptr, 0.0f, bank});
+            nullptr, nullptr, 0.0f, bank});
   return out;
 }
 
@@ -370,8 +373,8 @@ STABLE_TORCH_LIBRARY(condconv, m) {
       "conv2d_backward(Tensor grad, Tensor x, Tensor coefficients, Tensor experts, int[] stride, int[] padding, "
       "int[] dilation, int groups, bool needs_input) -> (Tensor, Tensor, Tensor)");
   m.def(
-      "conv2d_packed(Tensor x, Tensor coefficients, Tensor packed, Tensor? scale, Tensor? bias, int[] kernel_shape, "
-      "int[] stride, int[] padding, int[] dilation, int groups, float threshold) -> Tensor");
+      "conv2d_packed(Tensor x, Tensor coefficients, Tensor packed, Tensor? scale, Tensor? bias, Tensor? shift, "
+      "int[] kernel_shape, int[] stride, int[] padding, int[] dilation, int groups, float threshold) -> Tensor");
   m.def("instruction_set() -> str");
 }
 
