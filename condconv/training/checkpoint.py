@@ -20,7 +20,6 @@ from condconv.training.files import write_bytes
 from condconv.training.interruption import Interrupted, StopRequest, agree
 
 FORMAT = 1
-SAVE_EVERY_SECONDS = 300.0
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -96,17 +95,17 @@ def tensor_mismatches(found: dict[str, Tensor], expected: dict[str, Tensor]) -> 
 class CheckpointKeeper(pl.Callback):
     """Keeps one checkpoint up to date: after each epoch, every five minutes inside one, and when asked to stop.
 
-    All processes save and stop at the same step. A stop that comes during validation takes effect after it. Placed
-    last among the callbacks, so that the others' states are those after the step.
+    All processes save and stop at the same step; gradients that are still being accumulated are part of no checkpoint.
+    A stop that comes during validation takes effect after it. What is not finite is not saved. Placed last among the
+    callbacks, so that the others' states are those after the step.
     """
 
-    def __init__(
-        self, path: Path, identity: dict[str, Any], stop: StopRequest, every_seconds: float = SAVE_EVERY_SECONDS
-    ) -> None:
+    every_seconds = 300.0
+
+    def __init__(self, path: Path, identity: dict[str, Any], stop: StopRequest) -> None:
         self.path = path
         self.identity = identity
         self.stop = stop
-        self.every_seconds = every_seconds
         self._saved_at = time.monotonic()
 
     def on_save_checkpoint(
@@ -118,8 +117,9 @@ class CheckpointKeeper(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Inside an epoch: save when it is time, stop when asked. The last step is left to the end of the epoch."""
-        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+        """After a step: save when it is time, stop when asked. The last step is left to the end of the epoch."""
+        inside_step = (batch_idx + 1) % trainer.accumulate_grad_batches
+        if inside_step or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             return
         due = time.monotonic() - self._saved_at >= self.every_seconds
         # One number for both questions: which signal came (in any process), and whether it is time.

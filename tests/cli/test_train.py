@@ -103,17 +103,6 @@ def test_a_run_folder_is_complete(whole: Path) -> None:
     assert not list(whole.rglob("*.tmp"))
 
 
-def test_killed_inside_an_epoch_and_resumed_equals_uninterrupted(whole: Path, tmp_path: Path) -> None:
-    killed = condconv("train", *SMALL, "--out", str(tmp_path), preamble=signal_at(signal.SIGKILL, epoch=1, step=7))
-    assert killed.returncode == -signal.SIGKILL
-    run = tmp_path / "small-1"
-    assert not (run / "summary.md").exists()
-    done = condconv("train", "--resume", "--out", str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    assert metrics(run) == metrics(whole)
-    assert same_weights(run, whole, "conditional")
-
-
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
 def test_asked_to_stop_it_resumes_at_the_position_inside_the_epoch(
     whole: Path, tmp_path: Path, signum: signal.Signals, code: int
