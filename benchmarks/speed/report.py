@@ -48,8 +48,8 @@ the machine, and every row says how busy it was and what the hypervisor took. Ro
 and the strategy that ran.
 
 Memory is the peak of a process's resident memory, in a fresh process for each measurement, so that what native
-operators allocate themselves counts. *Working* is the peak without libraries and images, and without parameters,
-buffers, gradients and optimiser state; *total* includes the latter.
+operators allocate themselves counts; there the C library gives freed memory back at once. *Working* is the peak without
+libraries and images, and without parameters, buffers, gradients and optimiser state; *total* includes the latter.
 """
 
 

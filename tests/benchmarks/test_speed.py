@@ -194,5 +194,5 @@ def test_memory_counts_what_is_allocated_outside_of_torch(monkeypatch: pytest.Mo
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
 def test_memory_is_measured_in_processes_of_their_own() -> None:
-    found = memory.measure("inference", networks.Subject(OURS), SMALL, 1, 32, repeats=1)
+    found = memory.measure("inference", networks.Subject(OURS), SMALL, 1, 32)
     assert float(str(found["weights_mb"])) > 1
