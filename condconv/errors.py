@@ -42,6 +42,10 @@ class ConversionError(CondConvError, RuntimeError):
 class DataError(CondConvError, ValueError):
     """A data file or a sample in it is missing, damaged or inconsistent."""
 
+    def __init__(self, message: str) -> None:
+        # A loader process hands its error on as the text of a traceback, whose last line is the message.
+        super().__init__(message.rsplit("condconv.errors.DataError: ", 1)[-1].rstrip())
+
 
 class CheckpointError(CondConvError, RuntimeError):
     """Weights, a configuration or a checkpoint do not fit or cannot be read."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from condconv.cli.models_argument import load_model
 from condconv.cli.parser import Parser
+from condconv.cli.progress import progress_bar
 from condconv.errors import ArgumentError, argument_error
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def run(arguments: Sequence[str]) -> int:
     else:
         model, source = load_named(settings.model, open_source(settings.data, skip_bad=True), settings.pretrained)
     recorded = [network for folder in dict.fromkeys(folders) for network in recorded_networks(folder)]
-    with progress_bar() as progress:
+    with progress_bar("images") as progress:
         report = analyze(
             model.to(device), source, settings.out, title=path.name, limit=settings.limit, workers=settings.workers,
             runs=recorded, layers=settings.layers, classes=settings.classes, progress=progress,
@@ -103,16 +103,3 @@ def load_named(name: str, source: Source, pretrained: bool) -> tuple[nn.Module, 
         mean=tuple(published.get("mean") or source.mean),
         std=tuple(published.get("std") or source.std),
     )
-
-
-@contextlib.contextmanager
-def progress_bar() -> Iterator[Callable[[int, int], None]]:
-    """Show how many images are done, where somebody is watching."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("images", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from condconv.cli.parser import Parser
+from condconv.cli.progress import progress_bar
 from condconv.errors import ArgumentError, argument_error
 from condconv.registry import unknown_name_message
 from condconv.training.study import Cell, Study, read_study
@@ -46,7 +46,7 @@ def run(arguments: Sequence[str]) -> int:
 
     todo = pending(study, cells)
     print(f"{study.name}: {len(cells) - len(todo)} of {len(cells)} runs are done", flush=True)
-    with StopRequest() as stop, progress_bar() as progress:
+    with StopRequest() as stop, progress_bar("epochs") as progress:
         sweep = Sweep(study, settings.data, Path(settings.out), settings.threads, stop, progress)
         try:
             return run_all(sweep, todo)
@@ -97,16 +97,3 @@ def listing(study: Study, cells: Sequence[Cell]) -> Iterator[str]:
         yield f"{arm}: {len(done)} of {len(done) + len(missing)} done" + (
             f"; not run: {study.command(arm, missing)}" if missing else ""
         )
-
-
-@contextlib.contextmanager
-def progress_bar() -> Iterator[Callable[[int, int], None]]:
-    """Show the epochs of the run in progress, where somebody is watching."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("epochs", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

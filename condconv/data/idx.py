@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from condconv.data.cache import cache_folder
 from condconv.data.source import Source, TensorImages, require_classes, require_labels
 from condconv.errors import DataError
 
@@ -102,7 +103,7 @@ def open_fashion_mnist(download_folder: Path | None = None) -> Source:
     """Fashion-MNIST: the Debian package's files if present, else torchvision's download (kept in the user's cache)."""
     if is_idx_folder(DEBIAN_FOLDER):
         return open_idx_folder(DEBIAN_FOLDER, "fashion-mnist", FASHION_CLASSES, flip=True)
-    root = download_folder or Path.home() / ".cache" / "condconv"
+    root = download_folder or cache_folder()
     folder = root / "FashionMNIST" / "raw"
     if not is_idx_folder(folder):
         _download(root)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from condconv.data.digits import open_digits
 from condconv.data.folder import is_image_folder, open_image_folder
 from condconv.data.idx import is_idx_folder, open_fashion_mnist, open_idx_folder
+from condconv.data.remote import fetch_shards, is_url, name_of
 from condconv.data.shards import is_shard_folder, open_shards
 from condconv.data.source import Source
 from condconv.errors import DataError
@@ -22,10 +24,16 @@ sources.register("fashion-mnist", open_fashion_mnist)
 def open_source(data: str, *, skip_bad: bool = False) -> Source:
     """Open a named data set, or a folder: `train/<class>/…` and `val/<class>/…`, tar shards, or IDX files.
 
-    A name wins over a folder of that name in the working directory (write ./NAME for the folder). Raises
-    `UnknownNameError` (with the closest names) or `DataError`. `skip_bad` leaves out samples of shards without a usable
-    label.
+    A name wins over a folder of that name in the working directory (write ./NAME for the folder). A URL (http, https,
+    or any protocol that fsspec knows) is a folder of shards with a `shards.json`; they are kept in the user's cache.
+    `skip_bad` leaves out what is bad in shards: samples without a usable label, and the rest of one that is cut short.
+
+    Raises:
+        UnknownNameError: no such name or folder; the message has the closest names.
+        DataError: nothing that can be read, or something in it is wrong.
     """
+    if is_url(data):
+        return replace(open_shards(fetch_shards(data), skip_bad), name=name_of(data))
     folder = Path(data).expanduser()
     if data in sources or (os.sep not in data and not folder.exists()):
         return sources[data]()

@@ -110,7 +110,7 @@ class Sweep:
             settings |= {"variant": NO_VARIANT, "width": self._width(target)}
         identity = {**settings, "data": self.study.data}
         if start is not None:
-            identity[START_FROM] = self._config(start, self.study.seeds[0]).run_name
+            identity[START_FROM] = self._config(start, seed).run_name.rsplit("-seed", 1)[0]
             settings["upcycle_from"] = str(self._weights(start, seed))
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
         experts = settings.get("num_experts", "")
@@ -187,7 +187,7 @@ class Sweep:
             "study": self.study.name, "arm": arm, "network": config.model, "variant": config.variant,
             "experts": config.num_experts or "", "width": config.width, "seed": seed, "data": self.study.data,
             "n_train": len(used.train), "n_val": len(used.val), "epochs": config.epochs,
-            "params": network.cost.params, "macs": network.cost.macs, "ratio": f"{self._ratio(arm):.4f}",
+            "params": network.cost.params, "macs": network.cost.macs, "ratio": f"{self._ratio(cell):.4f}",
             "train_loss": f"{float(last['train_loss']):.4f}", "val_loss": f"{float(last['val_loss']):.4f}",
             "top1_pct": f"{100 * float(last['val_accuracy']):.2f}",
             "best_top1_pct": f"{100 * max(float(row['val_accuracy']) for row in rows):.2f}",
@@ -199,14 +199,15 @@ class Sweep:
         }  # fmt: skip
         return {name: str(value) for name, value in values.items()}
 
-    def _ratio(self, arm: str) -> float:
+    def _ratio(self, cell: Cell) -> float:
         """Multiply-adds of an arm over those of the static network of its shape (of the arm it is widened to)."""
-        seed = self.study.seeds[0]
+        arm, seed = cell
         target = self.study.arms[arm].get(WIDENED_TO, arm)
-        conditional = plan_networks(self._config(target, seed), self.source)[0]
-        return plan_networks(self._config(arm, seed), self.source)[0].cost.macs / (
-            conditional.cost.macs / conditional.ratio
-        )
+        planned = plan_networks(self._config(target, seed), self.source)[0]
+        if target == arm:
+            return planned.ratio
+        widened = plan_networks(self._config(arm, seed), self.source)[0]
+        return widened.cost.macs / planned.cost.macs * planned.ratio
 
     def _checks(self, config: TrainConfig, folder: RunFolder, source: Source) -> dict[str, str]:
         """Accuracy in % on 2,000 validation images with changed coefficients, where the study asks for it."""

@@ -47,7 +47,11 @@ def load_trained(path: Path, network: str, source: Source) -> tuple[nn.Module, S
     channels, *size = json.loads(about["input_shape"])
     height, width = size
     source = dataclasses.replace(
-        source, image_size=(height, width), mean=tuple(json.loads(about["mean"])), std=tuple(json.loads(about["std"]))
+        source,
+        image_size=(height, width),
+        native=source.native and source.image_size == (height, width),
+        mean=tuple(json.loads(about["mean"])),
+        std=tuple(json.loads(about["std"])),
     )
     # The trained weights replace those it began with, which may be gone.
     config = dataclasses.replace(folder.read_config(), twin=network == WIDENED, upcycle_from=None)

@@ -47,7 +47,7 @@ def test_a_shard_cut_between_two_members_is_noticed(tmp_path: Path) -> None:
     shard = tmp_path / "test-000.tar"
     content = shard.read_bytes()
     shard.write_bytes(content[: content.index(b"s052.jpg")])
-    with pytest.raises(DataError, match=r"test-000\.tar.*end mark is missing after member 's051.cls'"):
+    with pytest.raises(DataError, match=r"test-000\.tar.*end mark is missing after member"):
         open_source(str(tmp_path))
 
 
@@ -60,6 +60,27 @@ def test_empty_and_missing_shards(tmp_path: Path) -> None:
         path.unlink()
     with pytest.raises(DataError, match=r"no val\*\.tar or test\*\.tar"):
         open_source(str(tmp_path))
+
+
+def test_of_a_truncated_shard_the_whole_samples_are_kept_when_asked(tmp_path: Path) -> None:
+    write_shard_set(tmp_path)
+    shard = tmp_path / "train-001.tar"
+    content = shard.read_bytes()
+    shard.write_bytes(content[: content.index(b"s008.jpg") + 600])
+    source = open_source(str(tmp_path), skip_bad=True)
+    assert len(source.train) == 8
+    assert [source.train.load(i).shape for i in (6, 7)] == [(3, 16, 16)] * 2
+    assert len(source.skipped) == 1 and "train-001.tar: truncated" in source.skipped[0]
+
+
+def test_all_that_is_bad_is_counted_before_it_stops(tmp_path: Path) -> None:
+    write_shard_set(tmp_path)
+    extra = {"x.jpg": jpeg(1), "y.jpg": jpeg(2), "y.cls": b"nine"}
+    write_tar(tmp_path / "train-002.tar", extra)
+    (tmp_path / "train-003.tar").write_bytes(b"")
+    with pytest.raises(DataError, match=r"train-002\.tar, sample x: no label.* \(and 2 more such.*--skip-bad-images"):
+        open_source(str(tmp_path))
+    assert len(open_source(str(tmp_path), skip_bad=True).skipped) == 3
 
 
 @pytest.mark.parametrize(

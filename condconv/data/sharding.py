@@ -1,0 +1,235 @@
+"""From an image folder to WebDataset tar shards, several at a time; finished shards are kept when it is interrupted.
+
+Which image stands where follows from the folder's file names alone: the images of each half are put into a fixed random
+order, so that every shard has images of all classes, and cut into shards of equal numbers. The same folder gives the
+same bytes, with any number of processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from condconv.data.decoding import decode_image, read_bytes
+from condconv.data.folder import FileImages, open_image_folder
+from condconv.data.manifest import CLASSES, HALVES, MANIFEST, Manifest, Shard, manifest_of
+from condconv.data.shards import PROGRESS
+from condconv.errors import ArgumentError, DataError
+
+_PLAN = "plan.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One shard to write: its files, their classes, and the number of its first sample."""
+
+    half: str
+    number: int
+    files: tuple[Path, ...]
+    labels: tuple[int, ...]
+    first: int
+    skip_bad: bool
+
+    @property
+    def name(self) -> str:
+        """The shard's file name."""
+        return f"{self.half}-{self.number:06d}.tar"
+
+
+@dataclass(frozen=True)
+class Written:
+    """A finished shard, and the images that were left out of it."""
+
+    shard: Shard
+    skipped: tuple[str, ...]
+
+
+def write_shards(
+    folder: Path,
+    out: Path,
+    *,
+    shard_size: int,
+    workers: int,
+    skip_bad: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Manifest:
+    """Write the shards of `folder/train/<class>/…` and `folder/val/<class>/…` into `out`, and return what was written.
+
+    Args:
+        folder: the image folder.
+        out: made where it is not there; shards of it that are finished are kept.
+        shard_size: images in a shard.
+        workers: processes; 0 for this one alone.
+        skip_bad: leave out images that cannot be decoded, instead of stopping.
+        progress: is told how many images are written, and of how many.
+
+    Raises:
+        DataError: the folder is no image folder, an image cannot be decoded, or a process ended.
+        ArgumentError: `out` holds other files, or cannot be written.
+    """
+    source = open_image_folder(folder)
+    halves = {half: images for half, images in zip(HALVES, (source.train, source.val), strict=True)}
+    jobs = [job for half, images in halves.items() for job in _jobs(half, images, shard_size, skip_bad)]
+    digest = _digest(folder, jobs, source.classes)
+    finished = manifest_of(out)
+    if finished is not None and finished.digest == digest:
+        return finished
+    done = _begin(out, digest, source.classes)
+    total = sum(len(job.files) for job in jobs)
+    images_done = sum(len(job.files) for job in jobs if job.name in done)
+    progress(images_done, total)
+    with _writers(workers, [job for job in jobs if job.name not in done], out) as results:
+        for job, written in results:
+            done[job.name] = written
+            images_done += len(job.files)
+            progress(images_done, total)
+    return _finish(out, digest, jobs, done)
+
+
+def _jobs(half: str, images: Any, shard_size: int, skip_bad: bool) -> Iterator[Job]:
+    assert isinstance(images, FileImages)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).tolist()
+    for number, first in enumerate(range(0, len(order), shard_size)):
+        chosen = order[first : first + shard_size]
+        files, labels = tuple(images.files[i] for i in chosen), tuple(int(images.labels[i]) for i in chosen)
+        yield Job(half, number, files, labels, first, skip_bad)
+
+
+def _digest(folder: Path, jobs: Sequence[Job], classes: Sequence[str]) -> str:
+    """What the shards are made of: names, sizes and classes of all images, and how they are cut into shards."""
+    digest = hashlib.sha256(json.dumps(list(classes)).encode())
+    for job in jobs:
+        digest.update(f"{job.name} {job.skip_bad}\n".encode())
+        for file, label in zip(job.files, job.labels, strict=True):
+            digest.update(f"{file.relative_to(folder).as_posix()} {file.stat().st_size} {label}\n".encode())
+    return digest.hexdigest()
+
+
+def _begin(out: Path, digest: str, classes: Sequence[str]) -> dict[str, Written]:
+    """Make the folder, or find what an interrupted call with the same images has finished in it."""
+    progress = out / PROGRESS
+    plan = progress / _PLAN
+    try:
+        if plan.exists():
+            if plan.read_text(encoding="utf-8") != digest:
+                raise ArgumentError(
+                    f"--out {out}: was begun with other images, another --shard-size or another --skip-bad-images; "
+                    "repeat that call, or pass another folder"
+                )
+        elif out.exists() and any(out.iterdir()):
+            raise ArgumentError(f"--out {out}: holds files that are not of these shards; pass an empty or a new folder")
+        progress.mkdir(parents=True, exist_ok=True)
+        (out / CLASSES).write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
+        _write(plan, digest.encode())
+        return dict(_finished(out))
+    except OSError as error:
+        raise ArgumentError(f"--out {out}: cannot be written ({error.strerror or error})") from error
+
+
+def _finished(out: Path) -> Iterator[tuple[str, Written]]:
+    for note in sorted((out / PROGRESS).glob("*.tar.json")):
+        content = json.loads(note.read_text(encoding="utf-8"))
+        shard = Shard(**content["shard"])
+        path = out / shard.name
+        if path.exists() and path.stat().st_size == shard.bytes:
+            yield shard.name, Written(shard, tuple(content["skipped"]))
+
+
+def _finish(out: Path, digest: str, jobs: Sequence[Job], done: dict[str, Written]) -> Manifest:
+    shards = {half: tuple(done[job.name].shard for job in jobs if job.half == half) for half in HALVES}
+    skipped = tuple(name for job in jobs for name in done[job.name].skipped)
+    manifest = Manifest(**shards, digest=digest, skipped=skipped)
+    _write(out / MANIFEST, manifest.to_json().encode())
+    for left in out.glob(".*.tmp"):  # by processes that were killed
+        left.unlink(missing_ok=True)
+    shutil.rmtree(out / PROGRESS)
+    return manifest
+
+
+@contextmanager
+def _writers(workers: int, jobs: Sequence[Job], out: Path) -> Iterator[Iterator[tuple[Job, Written]]]:
+    """The shards as they are finished, in this process or in several."""
+    if workers == 0:
+        yield ((job, write_shard(job, out)) for job in jobs)
+        return
+    # Spawned: the parent has threads of torch, with which a forked process can hang.
+    pool = ProcessPoolExecutor(min(workers, max(1, len(jobs))), get_context("spawn"), _ignore_interrupts)
+    try:
+        waiting = {pool.submit(write_shard, job, out): job for job in jobs}
+        yield ((waiting[future], future.result()) for future in as_completed(waiting))
+    except BrokenProcessPool as error:
+        raise DataError(f"{out}: a process that wrote shards was ended; go on with the same command") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _ignore_interrupts() -> None:
+    """Ctrl-C is for the main process, which lets the others finish the shard they are at."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def write_shard(job: Job, out: Path) -> Written:
+    """Write one shard and a note that it is finished; the tar file appears under its name when it is whole.
+
+    Raises:
+        DataError: an image cannot be read or decoded, or the shard cannot be written.
+    """
+    path = out / job.name
+    temporary = out / f".{job.name}.{os.getpid()}.tmp"
+    samples, skipped = 0, []
+    try:
+        with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive:
+            for place, (file, label) in enumerate(zip(job.files, job.labels, strict=True), job.first):
+                try:
+                    content = read_bytes(file)
+                    decode_image(content, str(file), channels=3)
+                except DataError:
+                    if not job.skip_bad:
+                        raise
+                    skipped.append(str(file))
+                    continue
+                key = f"{job.half}-{place:09d}"
+                _add(archive, f"{key}{file.suffix.lower()}", content)
+                _add(archive, f"{key}.cls", str(label).encode())
+                samples += 1
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        shard = Shard(job.name, samples, temporary.stat().st_size)
+        os.replace(temporary, path)
+        note = json.dumps({"shard": asdict(shard), "skipped": skipped})
+        _write(out / PROGRESS / f"{job.name}.json", note.encode())
+    except OSError as error:
+        raise DataError(
+            f"{path}: could not be written ({error.strerror or error}); make room, then go on with the same command"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return Written(shard, tuple(skipped))
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    # No time and no owner, so that the same images give the same bytes.
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    archive.addfile(member, io.BytesIO(content))
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
