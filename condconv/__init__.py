@@ -25,6 +25,7 @@ from condconv.errors import (
 from condconv.execution import use_strategy
 from condconv.layers import last_strategy
 from condconv.observation import detect_nonfinite, override_routing, record_routing
+from condconv.reuse import reuse_kernels
 from condconv.routers import (
     PooledLinear,
     SigmoidGate,
@@ -51,7 +52,7 @@ __version__ = "0.1.0"
 _LAZY = {
     name: "condconv.models"
     for name in ("create_model", "from_pretrained", "list_models", "save_pretrained", "static_twin")
-}
+} | {"optimize_for_inference": "condconv.deployment"}
 
 __all__ = [
     "ArgumentError",
@@ -88,9 +89,11 @@ __all__ = [
     "from_pretrained",
     "last_strategy",
     "list_models",
+    "optimize_for_inference",
     "override_routing",
     "plan",
     "record_routing",
+    "reuse_kernels",
     "revert",
     "save_pretrained",
     "static_twin",

@@ -52,7 +52,7 @@ def _active(observer: _Observer) -> Iterator[None]:
         _local.observers = before
 
 
-def _conditional_names(model: nn.Module, where: str) -> dict[int, str]:
+def conditional_names(model: nn.Module, where: str) -> dict[int, str]:
     """Id → name of the conditional layers of a model (those that have experts); compiled code is refused."""
     for name, module in model.named_modules():
         compiled = getattr(module, "_compiled_call_impl", None) is not None
@@ -103,7 +103,7 @@ def record_routing(model: nn.Module) -> Iterator[Routing]:
     Raises:
         ArgumentError: the model has no conditional layer, or is compiled.
     """
-    routing = Routing(_conditional_names(model, "record_routing"))
+    routing = Routing(conditional_names(model, "record_routing"))
     with _active(routing):
         yield routing
 
@@ -132,7 +132,7 @@ def detect_nonfinite(model: nn.Module) -> Iterator[None]:
 
     Without it non-finite values propagate: a layer's forward never branches on its data.
     """
-    with _active(_NonFiniteDetector(_conditional_names(model, "detect_nonfinite"))):
+    with _active(_NonFiniteDetector(conditional_names(model, "detect_nonfinite"))):
         yield
 
 
@@ -196,5 +196,5 @@ def override_routing(model: nn.Module, how: str | Intervention) -> Iterator[None
         ArgumentError: the model has no conditional layer, or is compiled.
     """
     intervention = interventions[how] if isinstance(how, str) else how
-    with _active(_Override(_conditional_names(model, "override_routing"), intervention)):
+    with _active(_Override(conditional_names(model, "override_routing"), intervention)):
         yield

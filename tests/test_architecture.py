@@ -16,7 +16,7 @@ PACKAGE = Path(condconv.__file__).parent
 FLOORS = [
     {"errors", "registry", "geometry"},
     {"lowered", "packed"},
-    {"routers", "banks", "execution", "observation"},
+    {"routers", "banks", "execution", "observation", "reuse"},
     {"layers"},
     {"variants"},
     {"counting", "conversion"},

@@ -15,6 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from condconv.banks import PackedBank
 from condconv.conversion.same_padding import pads_same, same_padded
 from condconv.conversion.sharing import Group
 from condconv.conversion.upcycle import constant_scale, upcycle
@@ -127,6 +128,7 @@ def revert(model: nn.Module, discard_training: bool = False) -> nn.Module:
     Raises:
         ConversionError: there is nothing to revert, a layer has no original, or experts or routers have changed.
     """
+    refuse_inference_form(model, "revert")
     layers = list(conditional_layers(model))
     if not layers:
         raise ConversionError("revert: the model has no conditional layer, so there is nothing to revert")
@@ -152,6 +154,16 @@ def revert(model: nn.Module, discard_training: bool = False) -> nn.Module:
         if layer is model:
             model = static
     return model
+
+
+def refuse_inference_form(model: nn.Module, verb: str) -> None:
+    """Raise `ConversionError` if anything in `model` was made by `condconv.optimize_for_inference`."""
+    if any(isinstance(module, PackedBank) or hasattr(module, "inference_form") for module in model.modules()):
+        raise ConversionError(
+            f"{verb}: the model is an inference form (condconv.optimize_for_inference): batch norm is folded and "
+            "experts are packed, which cannot be undone, and quantising twice would round twice; use the network that "
+            "it was made from"
+        )
 
 
 def conditional_layers(model: nn.Module) -> Iterator[tuple[str, ConditionalLayer]]:

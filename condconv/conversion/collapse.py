@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from condconv.conversion.apply import conditional_layers, origin_of, replace_layer
+from condconv.conversion.apply import conditional_layers, origin_of, refuse_inference_form, replace_layer
 from condconv.counting.trace import evaluating
 from condconv.errors import ConversionError
 from condconv.layers import ConditionalLayer
@@ -53,6 +53,7 @@ def collapse(model: nn.Module, loader: Iterable[Any]) -> nn.Module:
     Raises:
         ConversionError: no conditional layer, no batch, or a layer that never ran.
     """
+    refuse_inference_form(model, "collapse")
     if not any(True for _ in conditional_layers(model)):
         raise ConversionError("collapse: the model has no conditional layer, so it is static already")
     batches = iter(loader)

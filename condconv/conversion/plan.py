@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import nn
 
-from condconv.conversion.apply import Step, apply_steps
+from condconv.conversion.apply import Step, apply_steps, refuse_inference_form
 from condconv.conversion.select import Targets, select
 from condconv.conversion.sharing import Group, Sharing, share_routing
 from condconv.conversion.sites import Survey, survey
@@ -151,6 +151,7 @@ def plan(
         raise argument_error("plan", "num_experts", n, "must be at least 1", "pass a positive number of experts")
     if init not in ("upcycle", "fresh"):
         raise argument_error("plan", "init", init, "is unknown", "use 'upcycle' or 'fresh'")
+    refuse_inference_form(model, "plan")
     found = survey(model, chosen, input_size)
     selection = select(found, targets, chosen)
     names = [name for name, site in found.sites.items() if name in selection.chosen and site.obstacle is None]

@@ -132,9 +132,17 @@ def _looks_like_layer(module: nn.Module) -> bool:
 
 def _own_obstacle(module: nn.Module, variant: Variant) -> str | None:
     """What in the layer itself stands in the way of converting it."""
-    kind = type(module)
     if isinstance(module, ConditionalLayer):
         return "already conditional"
+    reason = layer_obstacle(module)
+    if reason is None and variant.layer_for(module) is None:
+        return f"{variant.name} has no conditional form of {type(module).__name__}"
+    return reason
+
+
+def layer_obstacle(module: nn.Module) -> str | None:
+    """Why a static layer may not be taken for its weight, its bias and its arguments alone, or None."""
+    kind = type(module)
     if isinstance(module, torch.jit.ScriptModule):
         return "TorchScript: convert the Python module and script that"
     if kind.__module__ == "timm.layers.cond_conv2d":
@@ -155,8 +163,6 @@ def _own_obstacle(module: nn.Module, variant: Variant) -> str | None:
         return f"{kind.__name__} computes something else than its torch.nn class (own forward)"
     if any(True for _ in module.children()) or any(True for _ in module.buffers()):
         return f"{kind.__name__} holds modules or buffers of its own"
-    if variant.layer_for(module) is None:
-        return f"{variant.name} has no conditional form of {kind.__name__}"
     return None
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from condconv.banks import PackedBank
 from condconv.counting.executed import DispatchCount, WatchExecution
 from condconv.counting.rules import Macs, kind_of, paper_macs
 from condconv.counting.table import Count, Row
@@ -110,7 +112,7 @@ def _table(
         kind = kind_of(modules[name]) or type(modules[name]).__name__
         strategy = (strategies or {}).get(name, "")
         rows.append(Row(name, kind, *macs, params=params[name], calls=calls[name], strategy=strategy))
-    total = sum(p.numel() for p in model.parameters())
+    total = sum({key: size for module in modules.values() for key, size in _own_sizes(module)}.values())
     uncounted = () if convention == "executed" else tuple(_uncounted(modules, cost, watched))
     return Count(convention, _describe(inputs), total, tuple(rows), uncounted)
 
@@ -121,11 +123,21 @@ def _params(modules: dict[str, nn.Module], rows: Iterable[str]) -> Counter[str]:
     for name, module in modules.items():
         around = [name, *(name.rsplit(".", i)[0] for i in range(1, name.count(".") + 1)), ""]
         owner = next((part for part in around if part in with_row), None)
-        for parameter in module.parameters(recurse=False):
-            if owner is not None and id(parameter) not in seen:
-                seen.add(id(parameter))
-                params[owner] += parameter.numel()
+        for key, size in _own_sizes(module):
+            if owner is not None and key not in seen:
+                seen.add(key)
+                params[owner] += size
     return params
+
+
+def _own_sizes(module: nn.Module) -> Iterator[tuple[int, int]]:
+    """Identity and elements of a module's own parameters; packed experts are buffers, but count as they did before."""
+    for parameter in module.parameters(recurse=False):
+        yield id(parameter), parameter.numel()
+    if isinstance(module, PackedBank):
+        yield id(module.packed), module.num_experts * math.prod(module.kernel_shape)
+        if module.bias is not None:
+            yield id(module.bias), module.bias.numel()
 
 
 def _uncounted(modules: dict[str, nn.Module], rows: Iterable[str], watched: Trace) -> list[str]:

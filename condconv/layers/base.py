@@ -21,6 +21,7 @@ from condconv.execution import AUTO, check_strategy, choose, execute
 from condconv.geometry import ConvGeometry
 from condconv.lowered import Mixture, Packed
 from condconv.observation import observe
+from condconv.reuse import reuse
 from condconv.routers import Router, RoutingScope
 
 RouterFactory = Callable[[int, int], Router]
@@ -121,10 +122,11 @@ class ConditionalLayer(nn.Module):
         """X (B, I, *space), already padded → y (B, O, *space); remembers which strategy ran."""
         if isinstance(x, torch.fx.Proxy):
             return _planned(x, lowered, geometry, self.strategy, self._where())
-        strategy = choose(x, lowered, geometry, self.strategy, self._where())
+        kernels = reuse(self, lowered, x)
+        strategy = choose(x, kernels, geometry, self.strategy, self._where())
         if not torch.compiler.is_compiling():
             self._last_strategy = strategy
-        return execute(x, lowered, geometry, strategy)
+        return execute(x, kernels, geometry, strategy)
 
     @classmethod
     def from_static(
