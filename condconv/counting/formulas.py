@@ -1,31 +1,29 @@
 """How many multiply-adds an operator executes: a formula for each operator that torch dispatches to.
 
-A native operator brings its own: `register_formula(torch.ops.condconv.mixed_conv2d, formula)`.
+An operator is known by its qualified name, "aten::mm", so that one which is not built or not loaded can be registered.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from condconv.errors import ArgumentError
-from condconv.execution.native import triton_ops
 
 Formula = Callable[..., int]
 """(result, *arguments of the operator, **keyword arguments) → multiply-adds."""
 
-_formulas: dict[Any, Formula] = {}
+_formulas: dict[str, Formula] = {}
 
 
-def register_formula(operator: Any, formula: Formula) -> None:
+def register_formula(operator: str, formula: Formula) -> None:
     """Let `executed` counts include an operator.
 
     Args:
-        operator: An overload packet such as `torch.ops.aten.mm`.
+        operator: Qualified name of an overload packet, such as "aten::mm".
         formula: Called with the operator's result and its arguments.
 
     Raises:
@@ -38,7 +36,7 @@ def register_formula(operator: Any, formula: Formula) -> None:
 
 def formula_of(operator: Any) -> Formula | None:
     """Return the formula of an overload packet, or None for an operator that multiplies no matrices."""
-    return _formulas.get(operator)
+    return _formulas.get(getattr(operator, "_qualified_op_name", ""))
 
 
 def _convolution(y: Tensor, x: Tensor, weight: Tensor, *arguments: Any) -> int:
@@ -63,6 +61,14 @@ def _mixed_convolution(y: Tensor, x: Tensor, coefficients: Tensor, experts: Tens
     return len(coefficients) * experts.numel() + y.numel() * math.prod(experts.shape[2:])
 
 
+def _packed_convolution(
+    y: Tensor, x: Tensor, coefficients: Tensor, packed: Tensor, scale: Any, bias: Tensor | None, shift: Any,
+    kernel_shape: Sequence[int], *_: Any,
+) -> int:  # fmt: skip
+    mixed = math.prod(kernel_shape) + (0 if bias is None else kernel_shape[0])
+    return coefficients.numel() * mixed + y.numel() * math.prod(kernel_shape[1:])
+
+
 _FORMULAS: dict[str, Formula] = {
     "convolution": _convolution,
     "mm": _matrix_product,
@@ -78,5 +84,7 @@ _FORMULAS: dict[str, Formula] = {
     "_scaled_dot_product_cudnn_attention": _attention,
 }
 for _name, _formula in _FORMULAS.items():
-    register_formula(getattr(torch.ops.aten, _name), _formula)
-register_formula(triton_ops.conv2d, _mixed_convolution)
+    register_formula(f"aten::{_name}", _formula)
+register_formula("condconv::triton_conv2d", _mixed_convolution)
+register_formula("condconv::conv2d", _mixed_convolution)
+register_formula("condconv::conv2d_packed", _packed_convolution)

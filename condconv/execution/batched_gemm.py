@@ -29,6 +29,7 @@ class BatchedGemm:
 
     name = "batched_gemm"
     macs = staticmethod(mixed_kernel_macs)
+    adds_bias = False
 
     def supports(self, lowered: Lowered, geometry: ConvGeometry) -> str | None:
         """Return why this strategy cannot serve, or None: it always can."""

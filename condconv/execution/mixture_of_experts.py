@@ -18,6 +18,7 @@ class MixtureOfExperts:
 
     name = "mixture_of_experts"
     macs = staticmethod(mixed_output_macs)
+    adds_bias = False
 
     def supports(self, lowered: Lowered, geometry: ConvGeometry) -> str | None:
         """Return why this strategy cannot serve, or None."""

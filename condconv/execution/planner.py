@@ -15,10 +15,11 @@ from condconv.errors import StrategyError
 from condconv.execution.batched_gemm import BatchedGemm
 from condconv.execution.grouped import Grouped
 from condconv.execution.mixture_of_experts import MixtureOfExperts
+from condconv.execution.native.strategy import Native
 from condconv.execution.native.triton_strategy import Triton
 from condconv.execution.reference import Reference
 from condconv.geometry import ConvGeometry
-from condconv.lowered import Kernels, Lowered, Mixture
+from condconv.lowered import Kernels, Lowered, Mixture, Packed
 from condconv.registry import Registry
 
 AUTO = "auto"
@@ -28,6 +29,8 @@ class Strategy(Protocol):
     """How to convolve each example with its own kernel."""
 
     name: str
+    adds_bias: bool
+    """Whether its output has the bias added already."""
 
     def supports(self, lowered: Lowered, geometry: ConvGeometry) -> str | None:
         """Return why this strategy cannot serve, or None if it can."""
@@ -36,11 +39,11 @@ class Strategy(Protocol):
         """Return the multiply-adds it executes for (mixing, convolving) x (B, I, *input_size), bias left out."""
 
     def __call__(self, x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> Tensor:
-        """Return y (B, O, *space) of x (B, I, *space), bias left out."""
+        """Return y (B, O, *space) of x (B, I, *space), with the bias where it `adds_bias`."""
 
 
 strategies: Registry[Strategy] = Registry("strategy")
-for _strategy in (Reference(), Grouped(), BatchedGemm(), MixtureOfExperts(), Triton()):
+for _strategy in (Reference(), Grouped(), BatchedGemm(), MixtureOfExperts(), Native(), Triton()):
     strategies.register(_strategy.name, _strategy)
 
 _local = threading.local()
@@ -123,12 +126,22 @@ def _plan(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> str:
         return "batched_gemm"  # The only one whose shapes may all be dynamic in the batch.
     if isinstance(lowered, Mixture) and lowered.experts.shape[0] == 1:
         return "mixture_of_experts"  # One expert: a static convolution and a scale.
+    if _native_serves(x, lowered, geometry):
+        return "native"
     shape = lowered.kernel_shape
     if geometry.is_pointwise(shape):
         return "batched_gemm"
     positions = math.prod(geometry.output_size(x.shape[2:], shape[2:]))
     dense = geometry.groups == 1 and not geometry.transposed
     return "batched_gemm" if dense and x.shape[0] > 1 and positions <= 196 else "grouped"
+
+
+def _native_serves(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> bool:
+    if x.dtype not in (torch.float32, torch.bfloat16) or strategies["native"].supports(lowered, geometry) is not None:
+        return False
+    if isinstance(lowered, Packed) and torch.is_grad_enabled():  # It has no gradient; what is unpacked has one.
+        return not (x.requires_grad or lowered.coefficients.requires_grad)
+    return True
 
 
 def execute(x: Tensor, lowered: Lowered, geometry: ConvGeometry, strategy: str) -> Tensor:
@@ -139,6 +152,8 @@ def execute(x: Tensor, lowered: Lowered, geometry: ConvGeometry, strategy: str) 
         y = _empty_output(x, lowered, geometry)
     else:
         y = strategies[strategy](x, lowered, geometry)
+        if strategies[strategy].adds_bias:
+            return y
     bias = lowered.bias
     return y if bias is None else y + bias.to(y.dtype).reshape(*bias.shape, *[1] * geometry.rank)
 

@@ -15,6 +15,7 @@ class Reference:
 
     name = "reference"
     macs = staticmethod(mixed_kernel_macs)
+    adds_bias = False
 
     def supports(self, lowered: Lowered, geometry: ConvGeometry) -> str | None:
         """Return why this strategy cannot serve, or None: it always can."""

@@ -99,7 +99,7 @@ def test_a_native_operator_brings_its_formula() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return mixed_pointwise(x, torch.ones(2, 3), torch.ones(3, 5, 4))
 
-    operator = torch.ops.condconv_test.mixed_pointwise
+    operator = "condconv_test::mixed_pointwise"
     register_formula(operator, lambda y, x, coefficients, experts: len(x) * (experts.numel() + experts[0].numel()))
     assert count(Native(), torch.randn(2, 4), "executed").macs == 2 * (3 * 20 + 20)
     with pytest.raises(ArgumentError, match="formula already"):

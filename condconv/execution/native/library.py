@@ -8,7 +8,6 @@ Both mix the kernels of a few examples panel by panel in cache and multiply at o
 
 from __future__ import annotations
 
-import functools
 import math
 import platform
 from collections.abc import Sequence
@@ -18,23 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from condconv.errors import StrategyError
 from condconv.geometry import ConvGeometry
 
 
-@functools.cache
 def load_error() -> str | None:
-    """Load the operators on the first call. Return why they cannot be used, or None if they can."""
-    files = sorted(Path(__file__).parent.glob("_ops*.so"))
-    if not files:
-        return "the operator was not built: there was no C++ compiler when condconv was installed"
-    try:
-        torch.ops.load_library(str(files[0]))
-    except OSError as error:
-        return f"{files[0].name} was built for another torch and cannot be loaded ({error}); install condconv again"
-    _describe()
-    if torch.ops.condconv.instruction_set() == "none":
-        return f"this CPU ({platform.machine()}) has neither AVX2 nor AVX-512"
-    return None
+    """Return why the operators cannot be used, or None if they can; they are loaded with this module."""
+    return _LOAD_ERROR
 
 
 def available() -> bool:
@@ -81,6 +70,7 @@ def _conv2d_packed_fake(
     packed: Tensor,
     scale: Tensor | None,
     bias: Tensor | None,
+    shift: Tensor | None,
     kernel_shape: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
@@ -116,6 +106,13 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return (dx if needs_input else None), dc, dw, None, None, None, None
 
 
+def _refuse(ctx: Any, grad: Tensor) -> None:
+    raise StrategyError(
+        "condconv::conv2d_packed: packed experts are for inference and have no gradient; run under torch.no_grad(), "
+        "or leave the choice to strategy='auto'"
+    )
+
+
 def mixing_macs(batch: int, experts: int, kernel_shape: Sequence[int]) -> int:
     """Return the multiply-adds of mixing the kernels of a batch."""
     return batch * experts * math.prod(kernel_shape)
@@ -134,16 +131,34 @@ def _describe() -> None:
     torch.library.register_fake("condconv::conv2d_packed", _conv2d_packed_fake)
     torch.library.register_fake("condconv::conv2d_backward", _conv2d_backward_fake)
     torch.library.register_autograd("condconv::conv2d", _backward, setup_context=_save)
+    torch.library.register_autograd("condconv::conv2d_packed", _refuse)
 
     @register_flop_formula(torch.ops.condconv.conv2d)
     def _(x: Any, coefficients: Any, experts: Any, *geometry: Any, **_: Any) -> int:
         return _flops(x, experts[0], experts[1:], _geometry(*geometry))
 
     @register_flop_formula(torch.ops.condconv.conv2d_packed)
-    def _(x: Any, coefficients: Any, packed: Any, scale: Any, bias: Any, kernel_shape: Any, *rest: Any, **_: Any) -> int:
-        return _flops(x, coefficients[1], kernel_shape, _geometry(*rest[:4]))
+    def _(x: Any, coefficients: Any, packed: Any, scale: Any, bias: Any, shift: Any, *rest: Any, **_: Any) -> int:
+        return _flops(x, coefficients[1], rest[0], _geometry(*rest[1:5]))
 
     @register_flop_formula(torch.ops.condconv.conv2d_backward)
     def _(grad: Any, x: Any, coefficients: Any, experts: Any, *arguments: Any, **_: Any) -> int:
         # The mixed kernels' gradient costs one convolution, x's another; each is paired with as much mixing again.
         return _flops(x, experts[0], experts[1:], _geometry(*arguments[:4])) * (2 if arguments[4] else 1)
+
+
+def _load() -> str | None:
+    files = sorted(Path(__file__).parent.glob("_ops*.so"))
+    if not files:
+        return "the operator was not built: there was no C++ compiler when condconv was installed"
+    try:
+        torch.ops.load_library(str(files[0]))
+    except OSError as error:
+        return f"{files[0].name} was built for another torch and cannot be loaded ({error}); install condconv again"
+    _describe()
+    if torch.ops.condconv.instruction_set() == "none":
+        return f"this CPU ({platform.machine()}) has neither AVX2 nor AVX-512"
+    return None
+
+
+_LOAD_ERROR = _load()

@@ -20,6 +20,7 @@ class Triton:
 
     name = "triton"
     macs = staticmethod(mixed_kernel_macs)
+    adds_bias = False
 
     def supports(self, lowered: Lowered, geometry: ConvGeometry) -> str | None:
         """Return why this strategy cannot serve, or None."""

@@ -1,0 +1,69 @@
+"""The strategy that mixes and multiplies in one pass on a CPU: B·|W| is never in memory, forward or backward."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from condconv.execution.closed_forms import batch_of
+from condconv.execution.native import library
+from condconv.geometry import ConvGeometry
+from condconv.lowered import Kernels, Lowered, Packed
+
+_FLOATS = (torch.float32, torch.bfloat16)
+
+
+class Native:
+    """The compiled operators of csrc/, for convolutions of one or two dimensions on a CPU with AVX2 or better."""
+
+    name = "native"
+    adds_bias = True
+
+    @staticmethod
+    def macs(lowered: Lowered, geometry: ConvGeometry, input_size: Sequence[int]) -> tuple[int, int]:
+        """Mixing and convolving; int8 experts are scaled through their coefficients, not weight by weight."""
+        mixing = lowered.coefficients.numel() * math.prod(lowered.kernel_shape)  # type: ignore[union-attr]
+        return mixing, batch_of(lowered) * geometry.macs(lowered.kernel_shape, input_size)
+
+    def supports(self, lowered: Lowered, geometry: ConvGeometry) -> str | None:
+        """Return why this strategy cannot serve, or None."""
+        if isinstance(lowered, Kernels):
+            return "the kernels are mixed already; it needs experts"
+        if geometry.rank > 2 or geometry.transposed:
+            return "it needs a convolution of one or two dimensions that is not transposed"
+        experts = lowered.packed if isinstance(lowered, Packed) else lowered.experts
+        if experts.device.type != "cpu":
+            return f"the experts are on {experts.device}; it needs a CPU"
+        if not isinstance(lowered, Packed) and experts.dtype not in _FLOATS:
+            return f"the experts are {experts.dtype}; it needs float32 or bfloat16"
+        return library.load_error()
+
+    def __call__(self, x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> Tensor:
+        """Return y (B, O, *space) in the memory format of x (B, I, *space), with the bias; channels_last is fastest."""
+        assert not isinstance(lowered, Kernels)
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))  # The experts stay as they are: they are mixed in f32.
+        line = geometry.rank == 1
+        shape = lowered.kernel_shape
+        stride, padding, dilation = list(geometry.stride), list(geometry.padding), list(geometry.dilation)
+        if line:  # An image of one row.
+            x, shape = x.unsqueeze(2), (*shape[:2], 1, *shape[2:])
+            stride, padding, dilation = [1, *stride], [0, *padding], [1, *dilation]
+        if isinstance(lowered, Packed):
+            y = torch.ops.condconv.conv2d_packed(
+                x, lowered.coefficients, lowered.packed, lowered.scale, lowered.expert_bias, lowered.shift, shape,
+                stride, padding, dilation, geometry.groups, lowered.threshold,
+            )  # fmt: skip
+        else:
+            experts = lowered.experts.unsqueeze(3) if line else lowered.experts
+            y = torch.ops.condconv.conv2d(
+                x, lowered.coefficients, experts, stride, padding, dilation, geometry.groups
+            )
+            bias = lowered.bias
+            y = y if bias is None else y + bias.to(y.dtype).reshape(*bias.shape, 1, 1)
+        if x.shape[1] > 1 and x.stride(1) != 1:
+            y = y.contiguous()
+        return y.squeeze(2) if line else y
