@@ -23,22 +23,28 @@ NEEDS_TRITON = pytest.mark.skipif(importlib.util.find_spec("triton") is None, re
 SAME = ConvGeometry((1, 1), (1, 1), (1, 1))
 
 
-def run_cases(interpret: bool) -> None:
+def run_cases(interpret: bool, *options: str) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": str(int(interpret)), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", str(CASES)]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", str(CASES), *options]
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
 
 
 @NEEDS_TRITON
 def test_in_the_interpreter() -> None:
-    run_cases(interpret=True)
+    run_cases(True, "-m", "not slow")
+
+
+@NEEDS_TRITON
+@pytest.mark.slow
+def test_slow_cases_in_the_interpreter() -> None:
+    run_cases(True, "-m", "slow")
 
 
 @NEEDS_TRITON
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu() -> None:
-    run_cases(interpret=False)
+    run_cases(False)
 
 
 def mixture(*kernel: int, **kwargs: Any) -> Mixture:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import condconv
 from condconv.counting.executed import DispatchCount
@@ -123,26 +124,46 @@ def test_the_dtype_is_checked() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own, in its check
-def test_opcheck() -> None:
-    x, (coefficients, experts, _), geometry = make("depthwise")
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dense", "depthwise"])
+def test_opcheck(name: str) -> None:
+    x, (coefficients, experts, _), geometry = make(name)
     leaves = [t.clone().requires_grad_() for t in (x, coefficients, experts)]
     torch.library.opcheck(conv2d, (*leaves, geometry.stride, geometry.padding, geometry.dilation, geometry.groups))
 
 
-def test_layers_train_under_autocast_and_compile() -> None:
+@pytest.mark.parametrize("name", ["uneven", "depthwise"])
+def test_shapes_and_strides_are_known_without_computing(name: str) -> None:
+    x, mixture, geometry = make(name)
+    y = execute(x, mixture, geometry, "triton")
+    with FakeTensorMode() as mode:
+        fakes = [mode.from_tensor(t.requires_grad_()) for t in (x, *mixture[:2])]
+        fake = execute(fakes[0], Mixture(fakes[1], fakes[2], None), geometry, "triton")
+        gradients = torch.autograd.grad(fake.sum(), fakes)
+    assert (fake.shape, fake.stride(), fake.dtype) == (y.shape, y.stride(), y.dtype)
+    assert [(g.shape, g.dtype) for g in gradients] == [(t.shape, t.dtype) for t in (x, *mixture[:2])]
+
+
+def test_autocast_rounds_the_input_and_leaves_the_experts() -> None:
     layer = condconv.CondConv2d(4, 6, 3, padding=1, num_experts=3, strategy="triton").to(DEVICE)
     x = torch.randn(2, 4, 4, 4, device=DEVICE)
-    y = layer(x)
     with torch.autocast(DEVICE, torch.bfloat16):
         low = layer(x)
-    assert low.dtype == torch.bfloat16 and distance(low.detach(), y.detach().double()) < 0.03
+    assert low.dtype == torch.bfloat16 and distance(low.detach(), layer(x).detach().double()) < 0.03
+
+
+@pytest.mark.slow
+def test_compiled_layers_train() -> None:
+    layer = condconv.CondConv2d(4, 6, 3, padding=1, num_experts=3, strategy="triton").to(DEVICE)
+    x = torch.randn(2, 4, 4, 4, device=DEVICE)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager" if INTERPRETED else "inductor")
-    torch.testing.assert_close(compiled(x), y)
-    y.square().sum().backward()
-    expected = [p.grad.clone() for p in layer.parameters()]  # type: ignore[union-attr]
-    layer.zero_grad()
-    compiled(x).square().sum().backward()
-    torch.testing.assert_close([p.grad for p in layer.parameters()], expected)
+    gradients = []
+    for call in (layer, compiled):
+        layer.zero_grad()
+        y = call(x)
+        y.square().sum().backward()
+        gradients.append([y.detach(), *(p.grad for p in layer.parameters())])
+    torch.testing.assert_close(gradients[1], gradients[0])
 
 
 @pytest.mark.parametrize("name", ["dense", "depthwise"])
