@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -13,6 +13,7 @@ import torch
 
 from condconv.routers.gates import SoftmaxGate
 from condconv.training.module import Batch, ClassificationModule
+from condconv.training.routing import routed_together
 
 
 class DamagedImages(pl.Callback):
@@ -54,17 +55,20 @@ Row = dict[str, float | int | str]
 
 COLUMNS = (
     "network", "epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_rate", "temperature",
-    "router_entropy", "images_per_s", "seconds", "memory_mb",
+    "gradient_norm", "router_entropy", "dead_experts", "always_on_experts", "router_bimodality", "images_per_s",
+    "loading_share", "seconds", "memory_mb",
 )  # fmt: skip
-TIMING_COLUMNS = frozenset({"images_per_s", "seconds", "memory_mb"})
+TIMING_COLUMNS = frozenset({"images_per_s", "loading_share", "seconds", "memory_mb"})
 """Columns that differ between two runs of the same settings."""
 
 
 class EpochRows(pl.Callback):
     """Makes the row of each epoch and hands it on; the rows so far are part of the checkpoint.
 
-    `images_per_s` is of training alone, `seconds` of training and validation, `memory_mb` the peak: of this process on
-    a CPU, of the device otherwise.
+    `images_per_s` is of training alone, and `loading_share` the part of that time in which a step waited for its
+    images; `seconds` is of training and validation, `memory_mb` the peak: of this process on a CPU, of the device
+    otherwise. `gradient_norm` is the mean over the steps, before clipping. Of the routers: entropy and bimodality are
+    means, dead and always-on experts sums (see `RouterHealth`).
     """
 
     def __init__(self, network: str, on_row: Callable[[list[Row]], None]) -> None:
@@ -72,6 +76,7 @@ class EpochRows(pl.Callback):
         self.on_row = on_row
         self.rows: list[Row] = []
         self._train_seconds = 0.0
+        self._waiting_seconds = 0.0
         self._seconds = 0.0
         self._images = 0
         self._since: float | None = None
@@ -85,6 +90,15 @@ class EpochRows(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock (a resumed epoch has no epoch start)."""
         self._since = time.perf_counter()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Count the time in which there was no batch."""
+        elapsed = self._lap()
+        self._waiting_seconds += elapsed
+        self._train_seconds += elapsed
+        self._seconds += elapsed
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -111,27 +125,42 @@ class EpochRows(pl.Callback):
                 "val_accuracy": float(pl_module.val_accuracy.compute()),
                 "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
                 "temperature": temperature,
-                "router_entropy": pl_module.routing.compute()[1] if pl_module.routing is not None else "",
+                "gradient_norm": float(pl_module.gradient_norm.compute()),
+                **router_columns(pl_module),
                 "images_per_s": self._images / self._train_seconds,
+                "loading_share": self._waiting_seconds / self._train_seconds,
                 "seconds": self._seconds,
                 "memory_mb": peak_memory_mb(pl_module.device),
             }
         )
-        self._train_seconds = self._seconds = 0.0
+        self._train_seconds = self._waiting_seconds = self._seconds = 0.0
         self._images = 0
         self.on_row(self.rows)
 
     def state_dict(self) -> dict[str, Any]:
         """Rows so far, and the epoch's counts so far."""
-        counts = {"train_seconds": self._train_seconds, "seconds": self._seconds, "images": self._images}
-        return {"rows": [dict(row) for row in self.rows], "counts": counts}
+        seconds = (self._train_seconds, self._waiting_seconds, self._seconds)
+        return {"rows": [dict(row) for row in self.rows], "seconds": seconds, "images": self._images}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a state."""
         self.rows = [dict(row) for row in state_dict["rows"]]
-        counts: Mapping[str, Any] = state_dict["counts"]
-        self._train_seconds, self._seconds = counts["train_seconds"], counts["seconds"]
-        self._images = counts["images"]
+        self._train_seconds, self._waiting_seconds, self._seconds = state_dict["seconds"]
+        self._images = state_dict["images"]
+
+
+def router_columns(module: ClassificationModule) -> Row:
+    """What a row says about the routers, each counted once however many layers it serves; empty without routers."""
+    if module.routing is None:
+        return dict.fromkeys(("router_entropy", "dead_experts", "always_on_experts", "router_bimodality"), "")
+    summary = module.routing.compute()
+    routers = [summary.health[first] for first in routed_together(module.network) if first in summary.health]
+    return {
+        "router_entropy": summary.entropy,
+        "dead_experts": sum(len(router.dead) for router in routers),
+        "always_on_experts": sum(len(router.always_on) for router in routers),
+        "router_bimodality": sum(router.bimodality for router in routers) / len(routers),
+    }
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -125,17 +125,18 @@ class CheckpointKeeper(pl.Callback):
         # One number for both questions: which signal came (in any process), and whether it is time.
         agreed = agree(2 * self.stop.signum + due)
         if agreed:
-            self._save(trainer)
+            self._save(trainer, pl_module)
         if agreed > 1:
             raise Interrupted(agreed // 2)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save, and stop when asked."""
-        self._save(trainer)
+        self._save(trainer, pl_module)
         signum = agree(self.stop.signum)
         if signum:
             raise Interrupted(signum)
 
-    def _save(self, trainer: pl.Trainer) -> None:
+    def _save(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        module.require_finite(trainer.fit_loop.epoch_loop.batch_idx)  # type: ignore[operator]
         trainer.save_checkpoint(self.path)
         self._saved_at = time.monotonic()

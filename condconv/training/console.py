@@ -11,7 +11,7 @@ from condconv.training.callbacks import Row
 
 _HEADER = (
     f"{'network':<12} {'epoch':>9} {'loss':>8} {'val loss':>8} {'accuracy':>9} {'images/s':>9} {'memory':>9} "
-    f"{'entropy':>8} {'ETA':>8}"
+    f"{'entropy':>8} {'dead':>5} {'on':>5} {'bimodal':>8} {'ETA':>8}"
 )
 
 
@@ -44,11 +44,20 @@ def epoch_line(rows: Sequence[Row], epochs: int) -> str:
     """One aligned line. The ETA is for this network: epochs left times the mean of those done."""
     row = rows[-1]
     left = (epochs - int(row["epoch"])) * sum(float(r["seconds"]) for r in rows) / len(rows)
-    entropy = f"{row['router_entropy']:8.4f}" if row["router_entropy"] != "" else f"{'-':>8}"
     return (
         f"{row['network']:<12} {row['epoch']:>4}/{epochs:<4} {row['train_loss']:8.4f} {row['val_loss']:8.4f} "
-        f"{100 * float(row['val_accuracy']):8.2f}% {row['images_per_s']:9.0f} {row['memory_mb']:6.0f} MB {entropy} "
-        f"{duration(left):>8}"
+        f"{100 * float(row['val_accuracy']):8.2f}% {row['images_per_s']:9.0f} {row['memory_mb']:6.0f} MB "
+        f"{_routers(row)} {duration(left):>8}"
+    )
+
+
+def _routers(row: Row) -> str:
+    """Entropy, dead and always-on experts, bimodality; dashes for a static network."""
+    if row["router_entropy"] == "":
+        return f"{'-':>8} {'-':>5} {'-':>5} {'-':>8}"
+    return (
+        f"{row['router_entropy']:8.4f} {row['dead_experts']:5} {row['always_on_experts']:5} "
+        f"{row['router_bimodality']:8.3f}"
     )
 
 

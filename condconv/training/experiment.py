@@ -25,6 +25,7 @@ from condconv.training.config import DEVICES, PRECISIONS, TrainConfig
 from condconv.training.console import RunConsole
 from condconv.training.datamodule import SourceDataModule, default_workers
 from condconv.training.evaluation import evaluate, latency_ms
+from condconv.training.health import HEALTH_COLUMNS, HealthWarnings
 from condconv.training.interruption import StopRequest
 from condconv.training.module import ClassificationModule
 from condconv.training.networks import NetworkSpec, plan_networks
@@ -77,6 +78,7 @@ class Experiment:
         workers = config.workers if config.workers is not None else default_workers(self.source)
         self.workers = workers
         self.specs = plan_networks(config, self.source)
+        self._health: list[Row] = []
 
     def _fitting_batch_size(self) -> int:
         images = len(self.source.train)
@@ -138,8 +140,13 @@ class Experiment:
                 folder.write_metrics([*done, *rows])
                 self.console.epoch(rows, self.config.epochs)
 
+        def on_health(rows: list[Row]) -> None:
+            if self.processes.rank == 0:
+                folder.write_table("router_health.csv", HEALTH_COLUMNS, [*self._health, *rows])
+
         rows, damaged = EpochRows(spec.name, on_row), DamagedImages()
-        callbacks: list[pl.Callback] = [rows, damaged]
+        health = HealthWarnings(rows, on_health, self.console.notice, self.workers)
+        callbacks: list[pl.Callback] = [rows, health, damaged]
         if self.config.tensorboard is not None and conditional_layers(network) and self.processes.rank == 0:
             images = folder.path / "tensorboard" / spec.name
             # First, so that its time counts as part of the epoch's and not of the next one's training.
@@ -153,6 +160,7 @@ class Experiment:
         torch.manual_seed(self.config.seed + self.processes.rank)
         trainer = self.trainer(callbacks, max_epochs=self.config.epochs)
         trainer.fit(module, datamodule=self.data(), ckpt_path=str(path) if resuming else None, weights_only=True)
+        self._health += health.rows
         return Trained(module.result, rows.rows, damaged)
 
     def _identity(self, spec: NetworkSpec) -> dict[str, Any]:
@@ -170,7 +178,6 @@ class Experiment:
             num_nodes=self.processes.world_size // self.processes.local_world_size,
             strategy=DDPStrategy(process_group_backend=backend) if distributed else "auto",
             precision=PRECISIONS[self.config.precision],
-            gradient_clip_val=self.config.grad_clip or None,
             accumulate_grad_batches=self.config.accumulate,
             callbacks=callbacks,
             plugins=[AtomicCheckpointIO()],

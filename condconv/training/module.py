@@ -17,10 +17,11 @@ from torchmetrics import MeanMetric
 
 from condconv.data import IGNORED
 from condconv.errors import CheckpointError, NonFiniteError
-from condconv.observation import record_routing
+from condconv.observation import override_routing, record_routing
 from condconv.training.annealing import annealing
 from condconv.training.averaging import AveragedNetwork
 from condconv.training.config import TrainConfig
+from condconv.training.finiteness import CoefficientWatch, router_of
 from condconv.training.optimization import learning_rate_factor, make_optimizer, peak_learning_rate
 from condconv.training.recomputation import recompute_activations
 from condconv.training.routing import RoutingStatistics, conditional_layers
@@ -30,6 +31,9 @@ Batch = tuple[Tensor, ...]
 also the partners' labels (B,) and the weight of the first label (B,)."""
 
 _FINITE_CHECK_STEPS = 50
+"""On a GPU: how many passes between two looks at numbers that make the program wait for the device."""
+
+_TRAINING_METRICS = ("train_loss", "train_accuracy", "gradient_norm")
 
 
 class ClassificationModule(pl.LightningModule):
@@ -66,12 +70,16 @@ class ClassificationModule(pl.LightningModule):
         self.factor = factor or partial(learning_rate_factor, config, steps_per_epoch=steps_per_epoch)
         self.temperature = annealing(network, config, steps_per_epoch)
         self.average = AveragedNetwork(network, config.ema) if config.ema else None
-        self.train_loss = MeanMetric()
+        # By default NaN would be left out of the means.
+        self.train_loss = MeanMetric(nan_strategy="disable")
         self.train_accuracy = MeanMetric()
-        self.val_loss = MeanMetric()
+        self.gradient_norm = MeanMetric(nan_strategy="disable")
+        self.val_loss = MeanMetric(nan_strategy="disable")
         self.val_accuracy = MeanMetric()
         layers = conditional_layers(network)
         self.routing = RoutingStatistics(layers, num_classes) if layers else None
+        # Compiled code shows nothing to observers.
+        self.watch = CoefficientWatch() if layers and not config.compile else None
         self._restored: dict[str, Any] | None = None
 
     @property
@@ -103,19 +111,40 @@ class ClassificationModule(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Begin the epoch's running means anew."""
-        self.train_loss.reset()
-        self.train_accuracy.reset()
+        for name in _TRAINING_METRICS:
+            getattr(self, name).reset()
+        if self.watch is not None:
+            self.watch.reset()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
         images, labels, _, _, *mixed = batch
-        logits = self._run(images.to(memory_format=self._memory_format))
+        logits = self._watched(images.to(memory_format=self._memory_format), batch_idx)
         loss = self._loss(logits, labels, *mixed)
         self.train_loss.update(loss.detach(), len(labels))
         self.train_accuracy.update((logits.detach().argmax(dim=1) == labels).float())
-        if batch_idx % _FINITE_CHECK_STEPS == 0:
+        if self.device.type == "cpu" or batch_idx % _FINITE_CHECK_STEPS == 0:
             self.require_finite(batch_idx)
         return loss
+
+    def _watched(self, images: Tensor, batch_idx: int) -> Tensor:
+        if self.watch is None:
+            return self._run(images)
+        with override_routing(self.network, self.watch):
+            logits = self._run(images)
+        self.watch.step_done(batch_idx)
+        return logits
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """Clip the gradient's norm as the settings say, and keep its mean."""
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.grad_clip or float("inf"))
+        if self.config.precision == "16":
+            # Steps that overflow are expected, and the scaler skips them.
+            self.gradient_norm.update(norm.nan_to_num(0.0, 0.0, 0.0), norm.isfinite().float())
+        else:
+            self.gradient_norm.update(norm)
 
     def _loss(
         self, logits: Tensor, labels: Tensor, partners: Tensor | None = None, weights: Tensor | None = None
@@ -131,12 +160,25 @@ class ClassificationModule(pl.LightningModule):
         return (weights * first + (1 - weights) * second).mean()
 
     def require_finite(self, batch_idx: int) -> None:
-        """Raise `NonFiniteError` if the training loss of this epoch has become NaN or infinite."""
-        if not bool(torch.isfinite(self.train_loss.mean_value)):
-            raise NonFiniteError(
-                f"the training loss is not finite in epoch {self.current_epoch + 1}, by step {batch_idx + 1} of it; "
-                f"lower --lr (now {self.lr:g}), and check the images for NaN. The last checkpoint is from before"
-            )
+        """Raise `NonFiniteError` if loss, gradient or coefficients of this epoch have become NaN or infinite.
+
+        The message names the first layer whose coefficients did, and its router.
+        """
+        first = self.watch.first() if self.watch is not None else None
+        loss, norm = bool(self.train_loss.mean_value.isfinite()), bool(self.gradient_norm.mean_value.isfinite())
+        if loss and norm and first is None:
+            return
+        what = "loss" if not loss else "gradient" if not norm else "routing"
+        place = ""
+        if first is not None:
+            layer, step = first
+            router = router_of(self.network, layer)
+            place = f"; the coefficients of {layer}, from {router}, were the first to go, in batch {step + 1}"
+        raise NonFiniteError(
+            f"the training {what} is not finite in epoch {self.current_epoch + 1}, by batch {batch_idx + 1} of it"
+            f"{place}; lower --lr (now {self.lr:g}) or --grad-clip, and check the images for NaN. The last checkpoint "
+            "is from before"
+        )
 
     def on_validation_epoch_start(self) -> None:
         """Begin the running means anew."""
@@ -166,8 +208,7 @@ class ClassificationModule(pl.LightningModule):
         mine: dict[str, Any] = {
             "cpu_generator": torch.get_rng_state(),
             "cuda_generator": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
-            "train_loss": _metric_state(self.train_loss),
-            "train_accuracy": _metric_state(self.train_accuracy),
+            **{name: _metric_state(getattr(self, name)) for name in _TRAINING_METRICS},
         }
         checkpoint["temperature"] = self.temperature.state_dict() if self.temperature is not None else None
         everyone: list[Any] = [mine]
@@ -195,7 +236,7 @@ class ClassificationModule(pl.LightningModule):
         torch.set_rng_state(self._restored["cpu_generator"])
         if self._restored["cuda_generator"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(self._restored["cuda_generator"])
-        for name in ("train_loss", "train_accuracy"):
+        for name in _TRAINING_METRICS:
             _load_metric_state(getattr(self, name), self._restored[name], self.device)
         self._restored = None
 

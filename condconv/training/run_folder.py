@@ -105,11 +105,15 @@ class RunFolder:
 
     def write_metrics(self, rows: Sequence[Row]) -> None:
         """metrics.csv with all rows so far, replaced as a whole."""
+        self.write_table("metrics.csv", COLUMNS, rows)
+
+    def write_table(self, name: str, columns: Sequence[str], rows: Sequence[Row]) -> None:
+        """A CSV file with these rows, replaced as a whole."""
         buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(buffer, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        write_text(self.path / "metrics.csv", buffer.getvalue())
+        write_text(self.path / name, buffer.getvalue())
 
 
 def find_run(run: str, out: str) -> Path:

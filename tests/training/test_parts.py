@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
-from condconv.errors import ArgumentError, CheckpointError, NonFiniteError
+from condconv.errors import ArgumentError, CheckpointError
 from condconv.training import experiment
 from condconv.training.annealing import annealing_steps
 from condconv.training.checkpoint import tensor_mismatches
@@ -19,9 +18,7 @@ from condconv.training.console import duration
 from condconv.training.figures import depths
 from condconv.training.files import remove_temporaries, write_bytes
 from condconv.training.interruption import Interrupted, StopRequest
-from condconv.training.module import ClassificationModule
 from condconv.training.networks import find_width
-from condconv.training.routing import RoutingStatistics, normalised_entropy
 from condconv.training.run_folder import RunFolder, find_run
 
 
@@ -30,26 +27,6 @@ def test_temperature_is_annealed_over_ten_epochs_or_half_of_a_short_run() -> Non
     assert annealing_steps(TrainConfig(data="digits", epochs=6), 100) == 300
     assert annealing_steps(TrainConfig(data="digits", epochs=1), 1) == 1
     assert annealing_steps(TrainConfig(data="digits", epochs=6, temperature_epochs=5), 100) == 500
-
-
-def test_routing_statistics_equal_a_naive_computation() -> None:
-    coefficients, labels = torch.rand(60, 4), torch.randint(0, 3, (60,))
-    labels[5] = -1
-    streaming = RoutingStatistics({"a": 4, "b": 4}, num_classes=3)
-    for batch in torch.arange(60).split(7):
-        streaming.update({"a": coefficients[batch], "b": coefficients[batch] * 2}, labels[batch])
-    means, entropy = streaming.compute()
-    for label in range(3):
-        assert torch.allclose(means["a"][label], coefficients[labels == label].mean(dim=0))
-    shares = coefficients[labels >= 0] / coefficients[labels >= 0].sum(dim=1, keepdim=True)
-    naive = -(shares * shares.log()).sum(dim=1).mean() / torch.tensor(4.0).log()
-    assert entropy == pytest.approx(float(naive), abs=1e-6)
-
-
-def test_entropy_is_normalised() -> None:
-    rows = torch.tensor([[0.5, 0.5], [1.0, 0.0], [0.2, 0.2]])
-    assert normalised_entropy(rows).tolist() == pytest.approx([1.0, 0.0, 1.0])
-    assert normalised_entropy(torch.ones(3, 1)).tolist() == [0.0] * 3
 
 
 def test_find_width_meets_the_target_or_says_why_not() -> None:
@@ -133,16 +110,6 @@ def test_a_stop_request_remembers_the_first_signal() -> None:
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_a_loss_that_is_not_finite_stops_the_run() -> None:
-    config = TrainConfig(data="digits", lr=0.5)
-    module = ClassificationModule(nn.Linear(2, 2), config, num_classes=2, steps_per_epoch=3, global_batch=2)
-    module.train_loss.update(torch.tensor(1.0), 1)
-    module.require_finite(0)
-    module.train_loss.update(torch.tensor(float("inf")), 1)
-    with pytest.raises(NonFiniteError, match=r"epoch 1, by step 2 of it; lower --lr \(now 0.5\)"):
-        module.require_finite(1)
 
 
 def test_devices_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
