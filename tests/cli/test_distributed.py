@@ -1,4 +1,4 @@
-"""The default recipe in two processes on one machine, started as users start it: with torchrun."""
+"""Training in two processes on one machine, started as users start it: with torchrun."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
-from tests.cli.runner import ENVIRONMENT, SMALL, metrics
+from tests.cli.runner import ENVIRONMENT, SMALL, condconv, metrics, same_weights
 
 # Each process writes what it ended with, after the last step.
 PROGRAM = """
@@ -25,14 +26,24 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
+# Two passes a step, and everything on whose state has to be the same in both.
+ARGUMENTS = (
+    "train", *SMALL, "--device", "cpu", "--batch-size", "10", "--accumulate", "2", "--mixup", "0.2", "--auto-augment",
+    "trivial", "--ema", "0.9", "--base-batch", "128",
+)  # fmt: skip
+
+
+def torchrun(tmp_path: Path, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    path = tmp_path / "program.py"
+    path.write_text(program)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return subprocess.run(
+        [*command, str(path), str(tmp_path), *arguments], capture_output=True, text=True, env=ENVIRONMENT, timeout=300
+    )
+
+
 def test_both_ranks_end_with_the_same_parameters_and_temperature(tmp_path: Path) -> None:
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program),
-        str(tmp_path), "train", *SMALL, "--device", "cpu", "--out", str(tmp_path / "runs"), "--batch-size", "20",
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+    done = torchrun(tmp_path, PROGRAM, *ARGUMENTS, "--out", str(tmp_path / "runs"))
     assert done.returncode == 0, done.stderr
     first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     temperatures = [value for name, value in first.items() if name.endswith("temperature")]
@@ -43,4 +54,40 @@ def test_both_ranks_end_with_the_same_parameters_and_temperature(tmp_path: Path)
         # Batch statistics are each rank's own until the next forward pass sends the first rank's around.
         if name not in running:
             assert torch.equal(first[name], second[name]), name
-    assert len(metrics(tmp_path / "runs" / "small-1")) == 2
+    rows = metrics(tmp_path / "runs" / "small-1")
+    assert len(rows) == 2
+
+
+# The second process dies in the third step of the second epoch; torchrun ends the first one.
+KILLED = """
+import os, signal, sys
+from condconv.training.checkpoint import CheckpointKeeper
+from condconv.training.module import ClassificationModule
+CheckpointKeeper.every_seconds = 0.0
+training_step = ClassificationModule.training_step
+def step(self, batch, batch_idx):
+    if "--resume" not in sys.argv and (self.current_epoch, batch_idx, os.environ["RANK"]) == (1, 5, "1"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return training_step(self, batch, batch_idx)
+ClassificationModule.training_step = step
+from condconv.cli.main import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_in_two_processes_equals_uninterrupted(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert torchrun(tmp_path, PROGRAM, *ARGUMENTS, "--out", str(whole)).returncode == 0
+    assert torchrun(tmp_path, KILLED, *ARGUMENTS, "--out", str(killed)).returncode != 0
+    run = killed / "small-1"
+    assert torch.load(run / "checkpoints" / "conditional.ckpt", weights_only=True)["SourceDataModule"] == {
+        "epoch": 1,
+        "position": 40,
+    }
+    done = torchrun(tmp_path, KILLED, "train", "--resume", str(run))
+    assert done.returncode == 0, done.stderr
+    assert metrics(run) == metrics(whole / "small-1")
+    assert same_weights(run, whole / "small-1", "conditional")
+    alone = condconv("train", "--resume", str(run))
+    assert alone.returncode == 0 and "is finished already" in alone.stdout
