@@ -95,7 +95,7 @@ struct Kernels {
   void (*pack)(const Experts&, int64_t block, float* packed);
   void (*gemm)(const Gemm&, int64_t first_block, int64_t last_block, int64_t first_example, int64_t last_example);
   void (*gemm_gradient)(const GemmGradient&, int64_t unit, float* coefficient_grad);
-  void (*depthwise)(const Depthwise&, int64_t example, int64_t panel);
+  void (*depthwise)(const Depthwise&, int64_t first_example, int64_t last_example, int64_t panel);
   void (*depthwise_gradient)(const DepthwiseGradient&, int64_t panel, float* coefficient_grad);
 };
 

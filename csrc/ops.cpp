@@ -171,8 +171,12 @@ void run_depthwise(Depthwise d) {
   const int64_t positions = (d.out_height * d.stride_h + d.kernel_h) * (d.out_width * d.stride_w + d.kernel_w);
   const int64_t widest = std::max<int64_t>(kDepthwiseMap / positions / kSplit, 2) * kSplit;
   d.panel = std::min(widest, ((d.channels + parts - 1) / parts + kSplit - 1) / kSplit * kSplit);
-  torch::stable::parallel_for(0, d.batch * d.panels(), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t unit = begin; unit < end; unit++) k.depthwise(d, unit / d.panels(), unit % d.panels());
+  const int64_t groups = std::min(d.batch, threads);
+  torch::stable::parallel_for(0, groups * d.panels(), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t unit = begin; unit < end; unit++) {
+      const int64_t group = unit / d.panels();
+      k.depthwise(d, d.batch * group / groups, d.batch * (group + 1) / groups, unit % d.panels());
+    }
   });
 }
 
