@@ -15,7 +15,7 @@ from condconv.errors import StrategyError
 from condconv.execution.batched_gemm import BatchedGemm
 from condconv.execution.grouped import Grouped
 from condconv.execution.mixture_of_experts import MixtureOfExperts
-from condconv.execution.native.strategy import Native
+from condconv.execution.native.strategy import Native, needs_gradient
 from condconv.execution.native.triton_strategy import Triton
 from condconv.execution.reference import Reference
 from condconv.geometry import ConvGeometry
@@ -139,9 +139,7 @@ def _plan(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> str:
 def _native_serves(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> bool:
     if x.dtype not in (torch.float32, torch.bfloat16) or strategies["native"].supports(lowered, geometry) is not None:
         return False
-    if isinstance(lowered, Packed) and torch.is_grad_enabled():  # It has no gradient; what is unpacked has one.
-        return not (x.requires_grad or lowered.coefficients.requires_grad)
-    return True
+    return not (isinstance(lowered, Packed) and needs_gradient(x, lowered))  # What is unpacked has a gradient.
 
 
 def execute(x: Tensor, lowered: Lowered, geometry: ConvGeometry, strategy: str) -> Tensor:

@@ -8,10 +8,8 @@ There is no batch normalisation, so that a batch of one example trains.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -144,10 +142,9 @@ def _global_average(x: Tensor, weight: Tensor) -> Tensor:
 def _linear(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """A linear layer in the dtype of z (B, C), under autocast too."""
     device = z.device.type
-    without_autocast: Any = contextlib.nullcontext()
-    if torch.amp.is_autocast_available(device):  # The meta device has none.
-        without_autocast = torch.autocast(device, enabled=False)
-    with without_autocast:
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):  # "meta" has none.
+        return F.linear(z, weight.to(z.dtype), bias.to(z.dtype))
+    with torch.autocast(device, enabled=False):
         return F.linear(z, weight.to(z.dtype), bias.to(z.dtype))
 
 

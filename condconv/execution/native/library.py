@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from condconv.errors import StrategyError
 from condconv.geometry import ConvGeometry
 
 
@@ -106,13 +105,6 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return (dx if needs_input else None), dc, dw, None, None, None, None
 
 
-def _refuse(ctx: Any, grad: Tensor) -> None:
-    raise StrategyError(
-        "condconv::conv2d_packed: packed experts are for inference and have no gradient; run under torch.no_grad(), "
-        "or leave the choice to strategy='auto'"
-    )
-
-
 def mixing_macs(batch: int, experts: int, kernel_shape: Sequence[int]) -> int:
     """Return the multiply-adds of mixing the kernels of a batch."""
     return batch * experts * math.prod(kernel_shape)
@@ -131,7 +123,6 @@ def _describe() -> None:
     torch.library.register_fake("condconv::conv2d_packed", _conv2d_packed_fake)
     torch.library.register_fake("condconv::conv2d_backward", _conv2d_backward_fake)
     torch.library.register_autograd("condconv::conv2d", _backward, setup_context=_save)
-    torch.library.register_autograd("condconv::conv2d_packed", _refuse)
 
     @register_flop_formula(torch.ops.condconv.conv2d)
     def _(x: Any, coefficients: Any, experts: Any, *geometry: Any, **_: Any) -> int:

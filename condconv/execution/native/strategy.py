@@ -8,12 +8,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from condconv.errors import StrategyError
 from condconv.execution.closed_forms import batch_of
 from condconv.execution.native import library
 from condconv.geometry import ConvGeometry
 from condconv.lowered import Kernels, Lowered, Packed
 
 _FLOATS = (torch.float32, torch.bfloat16)
+
+
+def needs_gradient(x: Tensor, lowered: Packed) -> bool:
+    """Whether autograd would follow a convolution with packed experts."""
+    return torch.is_grad_enabled() and (x.requires_grad or lowered.coefficients.requires_grad)
 
 
 class Native:
@@ -53,6 +59,11 @@ class Native:
             x, shape = x.unsqueeze(2), (*shape[:2], 1, *shape[2:])
             stride, padding, dilation = [1, *stride], [0, *padding], [1, *dilation]
         if isinstance(lowered, Packed):
+            if needs_gradient(x, lowered):
+                raise StrategyError(
+                    "strategy='native': packed experts are for inference and have no gradient; run under "
+                    "torch.no_grad(), or use strategy='auto'"
+                )
             y = torch.ops.condconv.conv2d_packed(
                 x, lowered.coefficients, lowered.packed, lowered.scale, lowered.expert_bias, lowered.shift, shape,
                 stride, padding, dilation, geometry.groups, lowered.threshold,
