@@ -15,6 +15,7 @@ and nowhere else, both are called at one place, and neither has hooks that would
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -88,7 +89,9 @@ def _graphs(name: str, module: nn.Module) -> Iterator[tuple[str, fx.Graph]]:
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     prefix = f"{name}." if name else ""
     try:
-        graph = _Tracer().trace(module, concrete_args=defaults)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # That the graph holds for these defaults alone is what is wanted.
+            graph = _Tracer().trace(module, concrete_args=defaults)
     except Exception:  # Whatever the code of a network raises when it is given a stand-in for a tensor.
         for child, inside in module.named_children():
             yield from _graphs(prefix + child, inside)
@@ -101,8 +104,10 @@ def _followers(graph: fx.Graph) -> Iterator[tuple[str, str]]:
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
     reads = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
     for node in graph.nodes:
-        source = node.args[0] if node.op == "call_module" and len(node.all_input_nodes) == 1 else None
-        if not isinstance(source, fx.Node) or source.op != "call_module" or len(source.users) != 1:
+        if node.op != "call_module" or len(node.all_input_nodes) != 1:
+            continue
+        source = node.all_input_nodes[0]
+        if source.op != "call_module" or len(source.users) != 1:
             continue
         if calls[node.target] == calls[source.target] == 1 and source.target not in reads:
             yield str(source.target), str(node.target)

@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
 from condconv.banks import PackedBank
@@ -78,7 +79,8 @@ def optimize_for_inference(
 
     Every batch norm that directly follows a convolution is folded into it, experts are packed, weights are in
     channels_last order, and nothing requires gradients. What was done is in the copy's attribute `inference_form`, and
-    is logged. It computes what `model.eval()` does, to 1e-5 of the largest output in f32.
+    is logged. It computes what `model.eval()` does, to 1e-5 of the largest output in f32. Not while other threads run
+    networks: torch.fx, which finds the pairs, changes how modules are called while it traces.
 
     Args:
         model: any network, conditional or static.
@@ -113,7 +115,8 @@ def optimize_for_inference(
         made.set_submodule(pair.norm, without_norm(norm))
     folded = tuple(pair.norm for pair in pairs)
     left = tuple(name for name in norms if name not in folded)
-    _store(made.requires_grad_(False), _REST[rest])
+    made.requires_grad_(False).zero_grad()
+    _store(made, _REST[rest])
     form = InferenceForm(experts, rest, float(skip_below), packed, folded, left)
     object.__setattr__(made, "inference_form", form)
     made.register_forward_pre_hook(_before, with_kwargs=True)
@@ -165,17 +168,14 @@ def _packed_bank(
 
 
 def _store(model: nn.Module, dtype: torch.dtype) -> None:
-    """Cast all but packed experts, which keep their types; routers and batch norms to f32. Images' kernels: NHWC."""
-    precise = {inside for module in model.modules() if isinstance(module, Router) for inside in module.modules()}
+    """Cast all but packed experts, routers and batch norms to f32 in any case; static kernels to channels last."""
+    routers = {inside for module in model.modules() if isinstance(module, Router) for inside in module.modules()}
     for module in model.modules():
-        target = torch.float32 if module in precise or is_batch_norm(module) else dtype
-        module._apply(functools.partial(_stored, dtype=target), recurse=False)
-
-
-def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    # Not Module.to(memory_format=...), which refuses a network with a 3-D convolution in it.
-    cast = _floating_to(tensor, dtype)
-    return cast.contiguous(memory_format=torch.channels_last) if cast.dim() == 4 else cast
+        # Batch norm takes a bf16 image with f32 statistics; those of torchvision's frozen one would make it f32.
+        precise = module in routers or isinstance(module, _BatchNorm)
+        module._apply(functools.partial(_floating_to, dtype=torch.float32 if precise else dtype), recurse=False)
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            module.to(memory_format=torch.channels_last)
 
 
 def _before(model: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:

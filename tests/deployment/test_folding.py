@@ -126,6 +126,11 @@ class Branching(nn.Module):
         return self.blocks[1](self.blocks[0](x))
 
 
+class ByName(Residual):
+    def forward(self, x: Tensor, mode: str = "plain") -> Tensor:
+        return self.bn1(input=self.conv1(x)) if mode == "plain" else x
+
+
 class OptionalSkip(Residual):
     """None is what it is called with: the other branch must not be traced."""
 
@@ -192,6 +197,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     "weight used elsewhere": (WeightUsedElsewhere, []),
     "untraceable": (Branching, ["blocks.0.bn1", "blocks.0.bn2", "blocks.1.bn1", "blocks.1.bn2"]),
     "optional argument": (OptionalSkip, ["bn1"]),
+    "by name": (ByName, ["bn1"]),
     "remembering": (Remembering, ["bn1", "bn2"]),
     "own arithmetic": (with_scaled_convolution, ["bn2"]),
     "parametrised": (with_parametrised_convolution, ["bn2"]),

@@ -84,6 +84,7 @@ def test_smaller_forms_are_near(variant: str, experts: Any, rest: Any) -> None:
 def test_the_argument_is_not_touched() -> None:
     model = network().train()
     model.conv_stem.weight.requires_grad_(False)
+    model(torch.randn(*X)).sum().backward()
     seen: list[Tensor] = []
     model.register_forward_hook(lambda module, args, output: seen.append(output))
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -100,6 +101,7 @@ def test_the_argument_is_not_touched() -> None:
     assert {name: p.requires_grad for name, p in model.named_parameters()} == wanted
     assert set(vars(model)) == attributes and len(model._forward_hooks) == 1 and not model._forward_pre_hooks
     assert not made.training and not any(p.requires_grad for p in made.parameters())
+    assert all(p.grad is None for p in made.parameters())
     mine = {p.data_ptr() for p in model.parameters()}
     assert not mine & {p.data_ptr() for p in made.parameters()}
 
@@ -135,6 +137,9 @@ def test_norms_that_stay_run_in_bf16_networks() -> None:
     assert made.inference_form.left == ("0",)
     x = torch.randn(2, 4, 8, 8)
     assert difference(made(x), model.eval()(x)) <= 0.03
+    frozen = pytest.importorskip("torchvision.ops").FrozenBatchNorm2d(4)
+    made = condconv.optimize_for_inference(nn.Sequential(frozen, *model[1:]), rest="bf16")
+    assert made.inference_form.left == ("0",) and made(x).isfinite().all()
 
 
 def test_nested_outputs_come_back_in_f32() -> None:
@@ -162,13 +167,15 @@ def test_skipping() -> None:
     assert difference(condconv.optimize_for_inference(model, skip_below=0.5)(x), expected) <= 1e-5
 
 
-def check_compiled_and_exported(made: nn.Module, size: tuple[int, ...]) -> None:
+def check_compiled_and_exported(made: Any, size: tuple[int, ...]) -> None:
     torch._dynamo.reset()
+    # An exported graph has another strategy, and each rounds to bf16 in its own places.
+    tolerance = 0.1 if made.inference_form.rest == "bf16" else 1e-4
     x, more = torch.randn(2, *size), torch.randn(5, *size)
     compiled = torch.compile(made, fullgraph=True, backend="aot_eager")
-    assert difference(compiled(x), made(x)) <= 1e-2
+    assert difference(compiled(x), made(x)) <= tolerance
     program = torch.export.export(made, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    assert difference(program.module()(more), made(more)) <= 1e-2
+    assert difference(program.module()(more), made(more)) <= tolerance
 
 
 def test_compiled_and_exported() -> None:
