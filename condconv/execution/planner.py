@@ -14,6 +14,7 @@ from torch import Tensor
 from condconv.errors import StrategyError
 from condconv.execution.batched_gemm import BatchedGemm
 from condconv.execution.grouped import Grouped
+from condconv.execution.measured import Shape, ranking
 from condconv.execution.mixture_of_experts import MixtureOfExperts
 from condconv.execution.native.strategy import Native, needs_gradient
 from condconv.execution.native.triton_strategy import Triton
@@ -121,13 +122,23 @@ def choose(x: Tensor, lowered: Lowered, geometry: ConvGeometry, strategy: str, w
 
 
 def _plan(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> str:
-    """The fastest strategy as far as `performance` measurements on a small CPU tell, by shape."""
+    """The fastest strategy, as far as is known.
+
+    The native operator serves packed experts, and training, where its backward pass is far ahead. Otherwise a CPU's
+    measured table has the word, and rules of thumb where it is silent: on other devices, and while compiling.
+    """
     if torch.compiler.is_exporting():
         return "batched_gemm"  # The only one whose shapes may all be dynamic in the batch.
     if isinstance(lowered, Mixture) and lowered.experts.shape[0] == 1:
         return "mixture_of_experts"  # One expert: a static convolution and a scale.
-    if _native_serves(x, lowered, geometry):
+    native = _native_serves(x, lowered, geometry)
+    training = isinstance(lowered, Mixture) and torch.is_grad_enabled() and lowered.experts.requires_grad
+    if native and (isinstance(lowered, Packed) or training or torch.compiler.is_compiling()):
         return "native"
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        for name in ranking(_measurable(x, lowered, geometry)):
+            if native if name == "native" else strategies[name].supports(lowered, geometry) is None:
+                return name
     shape = lowered.kernel_shape
     if geometry.is_pointwise(shape):
         return "batched_gemm"
@@ -136,8 +147,25 @@ def _plan(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> str:
     return "batched_gemm" if dense and x.shape[0] > 1 and positions <= 196 else "grouped"
 
 
+def _measurable(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> Shape:
+    """What `measured.csv` knows of a convolution; those that it does not know are "grouped" or "transposed"."""
+    shape = lowered.kernel_shape
+    taps, out_channels = math.prod(shape[2:]), geometry.out_channels(shape)
+    if geometry.transposed:
+        kind = "transposed"
+    elif geometry.groups == 1:
+        kind = "pointwise" if taps == 1 else "dense"
+    else:
+        kind = "depthwise" if shape[1] == 1 and out_channels == geometry.groups else "grouped"
+    positions = math.prod(geometry.output_size(x.shape[2:], shape[2:]))
+    last = x.shape[1] == 1 or x.stride(1) == 1
+    return Shape(kind, last, x.shape[0], positions, x.shape[1], out_channels, taps, torch.get_num_threads())
+
+
 def _native_serves(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> bool:
-    if x.dtype not in (torch.float32, torch.bfloat16) or strategies["native"].supports(lowered, geometry) is not None:
+    """Whether the native operator can serve, and at its speed: it multiplies unpacked experts in f32."""
+    fast = (torch.float32, torch.bfloat16) if isinstance(lowered, Packed) else (torch.float32,)
+    if x.dtype not in fast or strategies["native"].supports(lowered, geometry) is not None:
         return False
     return not (isinstance(lowered, Packed) and needs_gradient(x, lowered))  # What is unpacked has a gradient.
 
