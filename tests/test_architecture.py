@@ -21,7 +21,7 @@ FLOORS = [
     {"variants"},
     {"counting", "conversion"},
     {"models", "detection"},
-    {"data", "training", "analysis", "deployment"},
+    {"data", "training", "analysis", "inference", "deployment"},
     {"recipes", "cli"},
 ]
 FLOOR_OF = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}

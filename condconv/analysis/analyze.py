@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 from condconv.analysis.collect import COUNTERFACTUAL_IMAGES, collect, routing_groups
 from condconv.analysis.curves import RecordedNetwork
 from condconv.analysis.figures import resolve_classes, resolve_layers
-from condconv.analysis.report import make_temporary, write_report
+from condconv.analysis.folder import make_temporary
+from condconv.analysis.report import write_report
 from condconv.analysis.results import Analysis, ImageAccess, summarise
 from condconv.data import EpochSampler, ImageView, Sample, Source
 from condconv.errors import argument_error
@@ -48,7 +49,7 @@ def examine(
         DataError: not one usable image.
     """
     routing_groups(model)
-    _require_channels(model, source)
+    require_channels(model, source)
     source = source.limited(None, limit)
     total = len(source.val)
     collection = collect(
@@ -109,9 +110,10 @@ def _ignore_interrupts(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _require_channels(model: nn.Module, source: Source) -> None:
+def require_channels(model: nn.Module, source: Source) -> None:
+    """Raise `ArgumentError` unless the images have as many channels as the network begins with."""
     first = next((m for m in model.modules() if isinstance(getattr(m, "kernel_size", None), tuple)), None)
     channels = getattr(first, "in_channels", source.channels)
     if channels != source.channels:
         rule = f"has images of {source.channels} channels, and the network begins with {channels}"
-        raise argument_error("analyze", "--data", source.name, rule, "pass the kind of images it was trained on")
+        raise argument_error("data", "--data", source.name, rule, "pass the kind of images it was trained on")

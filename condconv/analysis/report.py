@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import itertools
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,10 +12,10 @@ from condconv.analysis.advice import advise
 from condconv.analysis.curves import RecordedNetwork
 from condconv.analysis.drawing import Drawn, style, to_svg
 from condconv.analysis.explorer import explorer_data
+from condconv.analysis.folder import whole_folder
 from condconv.analysis.page import render
 from condconv.analysis.results import Analysis, ImageAccess
 from condconv.analysis.tables import write_tables
-from condconv.errors import ArgumentError
 
 PAGE = "report.html"
 
@@ -50,40 +45,16 @@ def write_report(
         ArgumentError: the folder cannot be written.
     """
     drawn = draw(analysis, images, runs, layers, classes)
-    out = Path(out).expanduser()
-    temporary = make_temporary(out)
-    try:
-        try:
-            temporary.chmod(0o755)
-            tables = write_tables(temporary, analysis, runs)
-            pictures = {figure.name: to_svg(figure) for figure in drawn}
-            for name, svg in pictures.items():
-                (temporary / f"{name}.svg").write_text(svg, encoding="utf-8")
-            footer = f"Made by condconv analyze; torch {torch.__version__}. One file: it loads nothing from elsewhere."
-            explorer = explorer_data(analysis, images)
-            page = render(analysis, drawn, pictures, advise(analysis), explorer, tables, images, footer)
-            (temporary / PAGE).write_text(page, encoding="utf-8")
-            return _rename_to_free(temporary, out)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise _cannot_write(out, error) from error
-
-
-def make_temporary(out: Path) -> Path:
-    """Make the folder beside `out` in which a report grows. Raises `ArgumentError` where that is not possible."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
-    except OSError as error:
-        raise _cannot_write(out, error) from error
-
-
-def _cannot_write(out: Path, error: OSError) -> ArgumentError:
-    return ArgumentError(
-        f"--out {out}: the report cannot be written ({error.strerror or error}); pass a folder you can write to, with "
-        "some space left"
-    )
+    with whole_folder(out) as folder:
+        tables = write_tables(folder.path, analysis, runs)
+        pictures = {figure.name: to_svg(figure) for figure in drawn}
+        for name, svg in pictures.items():
+            (folder.path / f"{name}.svg").write_text(svg, encoding="utf-8")
+        footer = f"Made by condconv analyze; torch {torch.__version__}. One file: it loads nothing from elsewhere."
+        explorer = explorer_data(analysis, images)
+        page = render(analysis, drawn, pictures, advise(analysis), explorer, tables, images, footer)
+        (folder.path / PAGE).write_text(page, encoding="utf-8")
+    return folder.path
 
 
 def draw(
@@ -116,18 +87,3 @@ def draw(
         if runs:
             drawn.append(curves.training_curves(runs))
     return [figure for figure in drawn if figure is not None]
-
-
-def _rename_to_free(temporary: Path, out: Path) -> Path:
-    """Rename to `out`, or to the first `out-N` that is free."""
-    for number in itertools.count(1):
-        path = out if number == 1 else out.with_name(f"{out.name}-{number}")
-        try:
-            # Renaming would replace an empty folder.
-            if not os.path.lexists(path):
-                return temporary.rename(path)
-        except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
-                raise
-            # Another process took the name in between.
-    raise FileExistsError(errno.EEXIST, "no free name", str(out))

@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from condconv.cli.models_argument import load_model
+from condconv.cli.network_argument import DATA_HELP, is_run, load_named
 from condconv.cli.parser import Parser
 from condconv.cli.progress import progress_bar
 from condconv.errors import ArgumentError, argument_error
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from condconv.data import Source
-
-_RUN_CONFIG = "config.yaml"
 
 
 def make_parser() -> Parser:
     """The flags of `condconv analyze`."""
     parser = Parser(prog="condconv analyze", description="Report what the experts of a network do on a data set.")
     parser.add_argument("model", type=str, help="a run folder, a folder of save_pretrained, or a network's name")
-    parser.add_argument(
-        "--data", type=str, default=None,
-        help="fashion-mnist, digits, or a folder: train/ and val/, tar shards, IDX files; a run's own where left out",
-    )  # fmt: skip
+    parser.add_argument("--data", type=str, default=None, help=f"{DATA_HELP}; a run's own where left out")
     parser.add_argument("--out", type=str, default="report", metavar="FOLDER", help="a new number if it exists")
     parser.add_argument("--limit", type=int, default=None, metavar="N", help="a random N of the validation images")
     parser.add_argument("--layers", type=str, nargs="+", default=None, metavar="LAYER", help="depths of the figures")
@@ -53,23 +41,24 @@ def run(arguments: Sequence[str]) -> int:
     if settings.workers is not None and settings.workers < 0:
         raise argument_error("analyze", "--workers", settings.workers, "must not be negative", "pass 0 or more")
     path = Path(settings.model).expanduser()
-    is_run = (path / _RUN_CONFIG).is_file()
-    if settings.data is None and not is_run:
+    if settings.data is None and not is_run(settings.model):
         raise ArgumentError("--data is missing; pass fashion-mnist, digits or a folder of labelled images")
 
     # Imported here: --help and wrong options answer without loading timm and matplotlib.
     from condconv.analysis import analyze
-    from condconv.cli.run_argument import load_conditional, recorded_networks
+    from condconv.cli.run_argument import recorded_networks
     from condconv.data import open_source
+    from condconv.training.building import CONDITIONAL
     from condconv.training.experiment import resolve_device
     from condconv.training.run_folder import RunFolder
+    from condconv.training.trained import load_trained
 
     device = resolve_device(settings.device)
     folders = [Path(name).expanduser() for name in settings.runs or ()]
-    if is_run:
+    if is_run(settings.model):
         folders.insert(0, path)
         source = open_source(settings.data or RunFolder(path).read_config().data, skip_bad=True)
-        model, source = load_conditional(path, source)
+        model, source = load_trained(path, CONDITIONAL, source)
     else:
         model, source = load_named(settings.model, open_source(settings.data, skip_bad=True), settings.pretrained)
     recorded = [network for folder in dict.fromkeys(folders) for network in recorded_networks(folder)]
@@ -80,26 +69,3 @@ def run(arguments: Sequence[str]) -> int:
         )  # fmt: skip
     print(f"report: {report / 'report.html'}")
     return 0
-
-
-def load_named(name: str, source: Source, pretrained: bool) -> tuple[nn.Module, Source]:
-    """Return a saved network, or a network of the zoo for the classes and channels of the data.
-
-    Published weights come with the classes, size and normalisation that they were trained with.
-
-    Raises:
-        ArgumentError: no such network.
-    """
-    if Path(name).expanduser().is_dir():
-        return load_model(name), source
-    if not pretrained:
-        return load_model(name, num_classes=len(source.classes), in_chans=source.channels), source
-    model = load_model(name, pretrained=True)
-    published = getattr(model, "pretrained_cfg", None) or {}
-    _, height, width = published.get("input_size") or (source.channels, *source.image_size)
-    return model, dataclasses.replace(
-        source,
-        image_size=(height, width),
-        mean=tuple(published.get("mean") or source.mean),
-        std=tuple(published.get("std") or source.std),
-    )

@@ -53,6 +53,7 @@ def save_weights(folder: RunFolder, spec: NetworkSpec, network: nn.Module, confi
         "input_shape": json.dumps([source.channels, *source.image_size]),
         "mean": json.dumps(source.mean),
         "std": json.dumps(source.std),
+        "native": json.dumps(source.native),
         "config": json.dumps(config.to_dict()),
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from condconv.data import Source
+from condconv.data import ImageSet, Source
 from condconv.errors import ArgumentError, CheckpointError
 from condconv.models.loading import load_strictly, read_safetensors
 from condconv.training.building import CONDITIONAL, STATIC, WIDENED
@@ -31,36 +31,56 @@ def load_trained(path: Path, network: str, source: Source) -> tuple[nn.Module, S
         CheckpointError: not a run folder, no such network in it, or weights that do not fit.
         ArgumentError: a data set of other classes.
     """
-    folder = RunFolder(path)
-    weights = folder.weights(network)
+    wanted = stored_source(path, network, source.val)
+    if source.classes != wanted.classes:
+        raise ArgumentError(
+            f"--data: {source.name} has {len(source.classes)} classes ({', '.join(source.classes[:3])}, …) and the "
+            f"network of {path} was trained on {len(wanted.classes)} ({', '.join(wanted.classes[:3])}, …); pass data "
+            "of those classes"
+        )
+    native = source.native and source.image_size == wanted.image_size
+    source = replace(source, image_size=wanted.image_size, native=native, mean=wanted.mean, std=wanted.std)
+    return trained_model(path, network, wanted), source
+
+
+def stored_source(path: Path, network: str, images: ImageSet) -> Source:
+    """Images of any origin as a network of a run wants them: its classes, size and normalisation.
+
+    Raises:
+        CheckpointError: no such network in the run folder, or its file is damaged.
+    """
+    about = metadata(_weights(path, network))
+    channels, height, width = json.loads(about["input_shape"])
+    return Source(
+        path.name, images, images, tuple(json.loads(about["classes"])), channels, (height, width),
+        native=json.loads(about.get("native", "false")), flip=False,
+        mean=tuple(json.loads(about["mean"])), std=tuple(json.loads(about["std"])),
+    )  # fmt: skip
+
+
+def trained_model(path: Path, network: str, source: Source) -> nn.Module:
+    """A network of a run with its trained weights, for the classes, channels and size of `stored_source`.
+
+    Raises:
+        CheckpointError: not a run folder, no such network in it, or weights that do not fit.
+    """
+    weights = _weights(path, network)
+    # The trained weights replace those it began with, which may be gone.
+    config = replace(RunFolder(path).read_config(), twin=network == WIDENED, upcycle_from=None)
+    if network == STATIC:
+        config = replace(config, variant=NO_VARIANT)
+    model = next(spec for spec in plan_networks(config, source) if spec.name == network).build()
+    load_strictly(model, read_safetensors(weights), str(weights))
+    return model
+
+
+def _weights(path: Path, network: str) -> Path:
+    weights = RunFolder(path).weights(network)
     if not weights.exists():
         raise CheckpointError(
             f"{path}: no {weights.name} in it; pass a run that is finished and has trained that network"
         )
-    about = metadata(weights)
-    classes = tuple(json.loads(about["classes"]))
-    if source.classes != classes:
-        raise ArgumentError(
-            f"--data: {source.name} has {len(source.classes)} classes ({', '.join(source.classes[:3])}, …) and the "
-            f"network of {path} was trained on {len(classes)} ({', '.join(classes[:3])}, …); pass data of those classes"
-        )
-    channels, *size = json.loads(about["input_shape"])
-    height, width = size
-    source = dataclasses.replace(
-        source,
-        image_size=(height, width),
-        native=source.native and source.image_size == (height, width),
-        mean=tuple(json.loads(about["mean"])),
-        std=tuple(json.loads(about["std"])),
-    )
-    # The trained weights replace those it began with, which may be gone.
-    config = dataclasses.replace(folder.read_config(), twin=network == WIDENED, upcycle_from=None)
-    if network == STATIC:
-        config = dataclasses.replace(config, variant=NO_VARIANT)
-    specs = plan_networks(config, dataclasses.replace(source, channels=channels))
-    model = next(spec for spec in specs if spec.name == network).build()
-    load_strictly(model, read_safetensors(weights), str(weights))
-    return model, source
+    return weights
 
 
 def metadata(weights: Path) -> dict[str, Any]:

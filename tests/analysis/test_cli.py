@@ -92,9 +92,9 @@ def test_the_weights_of_the_run_are_what_is_analysed(runs: Path, tmp_path: Path)
     """The report at the end of training, from the network in memory, equals one made from the files."""
     assert main(["analyze", str(runs / "small-1"), "--data", "digits", "--out", str(tmp_path / "r"), *WORKERS]) == 0
     from condconv.analysis import examine
-    from condconv.cli.run_argument import load_conditional
+    from condconv.training.trained import load_trained
 
-    model, source = load_conditional(runs / "small-1", open_source("digits"))
+    model, source = load_trained(runs / "small-1", "conditional", open_source("digits"))
     found, _ = examine(model, source.limited(None, 40), title="", workers=0)
     with (runs / "small-1" / "report" / "mean_by_class.csv").open() as file:
         for row in csv.DictReader(file):

@@ -107,7 +107,7 @@ def test_a_folder_that_exists_is_never_overwritten(tmp_path: Path, no_figures: N
 
 def test_a_folder_that_cannot_be_made_is_an_error_that_says_so(tmp_path: Path, no_figures: None) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ArgumentError, match=r"--out .*file/report: the report cannot be written \(.+\); pass a folder"):
+    with pytest.raises(ArgumentError, match=r"--out .*file/report: the results cannot be written \(.+\); pass"):
         write_report(tmp_path / "file" / "report", random_analysis())
 
 

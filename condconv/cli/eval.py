@@ -1,0 +1,57 @@
+"""`condconv eval`: what a trained network gets right and wrong on labelled images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from condconv.cli.network_argument import DATA_HELP, add_network, check_numbers, is_run, load_for_data
+from condconv.cli.parser import Parser
+from condconv.cli.progress import progress_bar
+from condconv.errors import ArgumentError, argument_error
+
+
+def make_parser() -> Parser:
+    """The flags of `condconv eval`."""
+    parser = Parser(prog="condconv eval", description="Evaluate a network on the validation images of a data set.")
+    add_network(parser)
+    parser.add_argument("--data", type=str, default=None, help=f"{DATA_HELP}; a run's own where left out")
+    parser.add_argument("--limit", type=int, default=None, metavar="N", help="a random N of the validation images")
+    parser.add_argument("--out", type=str, default="evaluation", metavar="FOLDER", help="a new number if it exists")
+    return parser
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Load, evaluate, write, and say the numbers."""
+    settings = make_parser().parse_args(list(arguments))
+    check_numbers("eval", settings.batch_size, settings.workers)
+    if settings.limit is not None and settings.limit < 1:
+        raise argument_error("eval", "--limit", settings.limit, "must be at least 1", "pass --limit 1 or more")
+    if settings.data is None and not is_run(settings.model):
+        raise ArgumentError("--data is missing; pass fashion-mnist, digits or a folder of labelled images")
+
+    # Imported here: --help and wrong options answer without loading timm and matplotlib.
+    from condconv.data import open_source
+    from condconv.inference.assessment import assess
+    from condconv.inference.evaluation_report import headline, write_evaluation
+    from condconv.training.datamodule import default_workers
+    from condconv.training.experiment import resolve_device
+    from condconv.training.run_folder import RunFolder
+
+    device = resolve_device(settings.device)
+    data = settings.data or RunFolder(Path(settings.model).expanduser()).read_config().data
+    source = open_source(data, skip_bad=settings.skip_bad_images).limited(None, settings.limit)
+    network, source, title = load_for_data(settings.model, settings.network, source, settings.pretrained)
+    workers = default_workers(source) if settings.workers is None else settings.workers
+    with progress_bar("images") as progress:
+        found = assess(
+            network, source, batch_size=settings.batch_size, workers=workers, device=device,
+            skip_bad=settings.skip_bad_images, progress=progress,
+        )  # fmt: skip
+    folder = write_evaluation(settings.out, title, source, found)
+    print(headline(found))
+    left_out = len(found.damaged) + len(source.skipped)
+    if left_out:
+        print(f"notice: left out {left_out} damaged samples, listed in {folder / 'summary.md'}")
+    print(f"evaluation: {folder}")
+    return 0
