@@ -9,7 +9,7 @@ setup(
     ext_modules=[
         Extension(
             "condconv.execution.native._ops",
-            sources=[f"csrc/{name}.cpp" for name in ("ops", "isa", "kernels_avx2", "kernels_avx512")],
+            sources=[f"csrc/{name}.cpp" for name in ("ops", "routing", "isa", "kernels_avx2", "kernels_avx512")],
             depends=[f"csrc/{name}" for name in ("conv.h", "isa.h", "scratch.h", "vector_kernels.inc")],
             include_dirs=include_paths(),
             library_dirs=library_paths(),

@@ -2,8 +2,9 @@
 
     condconv::conv2d          experts as the bank holds them, differentiable
     condconv::conv2d_packed   experts in the layout of `condconv.packed`, for inference
+    condconv::pooled_linear   a router's logits, for inference
 
-Both mix the kernels of a few examples panel by panel in cache and multiply at once; B·|W| is never in memory.
+The first two mix the kernels of a few examples panel by panel in cache and multiply at once; B·|W| is never in memory.
 """
 
 from __future__ import annotations
@@ -122,6 +123,9 @@ def _describe() -> None:
     torch.library.register_fake("condconv::conv2d", _conv2d_fake)
     torch.library.register_fake("condconv::conv2d_packed", _conv2d_packed_fake)
     torch.library.register_fake("condconv::conv2d_backward", _conv2d_backward_fake)
+    torch.library.register_fake(
+        "condconv::pooled_linear", lambda x, weight, bias: x.new_empty((x.shape[0], weight.shape[0]))
+    )
     torch.library.register_autograd("condconv::conv2d", _backward, setup_context=_save)
 
     @register_flop_formula(torch.ops.condconv.conv2d)
