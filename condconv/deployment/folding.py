@@ -85,18 +85,27 @@ def _graphs(name: str, module: nn.Module) -> Iterator[tuple[str, fx.Graph]]:
     """The graph of a module, or of its children where its code cannot be traced, with the prefix of their names."""
     if _Tracer().is_leaf_module(module, name):
         return
+    prefix = f"{name}." if name else ""
+    graph = _traced(module, is_root=not name)
+    if graph is not None:
+        yield prefix, graph
+        return
+    for child, inside in module.named_children():
+        yield from _graphs(prefix + child, inside)
+
+
+def _traced(module: nn.Module, is_root: bool) -> fx.Graph | None:
+    """What a call of the module does, the root with its optional arguments at their defaults; None where unknown."""
     parameters = inspect.signature(module.forward).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-    prefix = f"{name}." if name else ""
+    if defaults and not is_root:
+        return None  # With what its parent calls it cannot be told, so only its children can be.
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # That the graph holds for these defaults alone is what is wanted.
-            graph = _Tracer().trace(module, concrete_args=defaults)
+            return _Tracer().trace(module, concrete_args=defaults)
     except Exception:  # Whatever the code of a network raises when it is given a stand-in for a tensor.
-        for child, inside in module.named_children():
-            yield from _graphs(prefix + child, inside)
-    else:
-        yield prefix, graph
+        return None
 
 
 def _followers(graph: fx.Graph) -> Iterator[tuple[str, str]]:

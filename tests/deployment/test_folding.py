@@ -139,6 +139,18 @@ class OptionalSkip(Residual):
         return self.bn1(y) if skip is None else self.bn1(y + skip)
 
 
+class SkippingInside(Branching):
+    """What a block is called with cannot be told when its parent cannot be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([OptionalSkip(), Residual()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x)) if x.sum() > -1e9 else x
+        return self.blocks[1](self.blocks[0](x, skip=x))
+
+
 class Remembering(Residual):
     """Keeps what it saw last: tracing must not leave its stand-ins there."""
 
@@ -197,6 +209,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     "weight used elsewhere": (WeightUsedElsewhere, []),
     "untraceable": (Branching, ["blocks.0.bn1", "blocks.0.bn2", "blocks.1.bn1", "blocks.1.bn2"]),
     "optional argument": (OptionalSkip, ["bn1"]),
+    "optional argument inside": (SkippingInside, ["blocks.1.bn1", "blocks.1.bn2"]),
     "by name": (ByName, ["bn1"]),
     "remembering": (Remembering, ["bn1", "bn2"]),
     "own arithmetic": (with_scaled_convolution, ["bn2"]),
@@ -216,7 +229,7 @@ def test_only_what_is_exact_is_folded(name: str) -> None:
     for norm in model.modules():
         if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None:
             telling_norm(norm)
-    x = torch.randn(2, 3 if name == "untraceable" else 4, 8, 8, dtype=torch.float64)
+    x = torch.randn(2, 3 if isinstance(model, Branching) else 4, 8, 8, dtype=torch.float64)
     assert check_fold(model, x) == expected
 
 
