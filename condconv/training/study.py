@@ -35,8 +35,9 @@ from condconv.training.config import TrainConfig
 from condconv.training.files import write_text
 
 WIDENED_TO, START_FROM = "widened_to", "start_from"
-CHECKS = ("mean", "argmax", "shuffle", "shuffle_experts")
-"""The changes of the coefficients that `routing_checks` evaluates: see `condconv.override_routing`."""
+CHECKS = ("intact", "mean", "argmax", "shuffle", "shuffle_experts")
+"""What `routing_checks` evaluates on 2,000 images: the coefficients as they are, and the changes of
+`condconv.override_routing`."""
 
 COLUMNS = (
     "study", "arm", "network", "variant", "experts", "width", "seed", "data", "n_train", "n_val", "epochs", "params",
