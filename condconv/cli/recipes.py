@@ -15,6 +15,7 @@ def make_parser() -> Parser:
     """The arguments of `condconv recipes`."""
     parser = Parser(prog="condconv recipes", description="List the recipes: condconv train --recipe NAME --data FOLDER")
     parser.add_argument("pattern", type=str, nargs="?", default="*", help="shell pattern on names, as in '*resnet*'")
+    parser.add_argument("--markdown", action="store_true", default=False, help="as the table of docs/training.md")
     parser.add_argument("--debug", action="store_true", default=False, help="show tracebacks")
     return parser
 
@@ -25,10 +26,15 @@ def run(arguments: Sequence[str]) -> int:
     names = fnmatch.filter(list_recipes(), settings.pattern)
     if not names:
         raise UnknownNameError(unknown_name_message("recipe", settings.pattern, list_recipes()))
+    lines = [list(COLUMNS), *(cells(load_recipe(name)) for name in names)]
+    if settings.markdown:
+        lines.insert(1, ["---"] * len(COLUMNS))
+        print("\n".join(f"| {' | '.join(line)} |" for line in lines))
+        return 0
     # Imported here, so that --help answers at once.
     from condconv.counting.table import render
 
-    print(render([list(COLUMNS), *(cells(load_recipe(name)) for name in names)], left=len(COLUMNS)))
+    print(render(lines, left=len(COLUMNS)))
     return 0
 
 

@@ -105,3 +105,9 @@ def test_the_verb_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
         assert word in lines[0]
     assert main(["recipes", "imagenet_condcov_resnet50"]) == 2
     assert "did you mean 'imagenet_condconv_resnet50'" in capsys.readouterr().err
+
+
+def test_the_table_of_the_docs_is_made_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes", "--markdown"]) == 0
+    page = Path(__file__).parents[2] / "docs" / "training.md"
+    assert capsys.readouterr().out in page.read_text()
