@@ -44,7 +44,7 @@ class TrainConfig:
     """One training run. Each field's metadata is its help text on the command line and the rule for its value."""
 
     # Data.
-    data: str = setting(MISSING, "fashion-mnist, digits, or a folder: train/ and val/, tar shards, IDX files")
+    data: str = setting(MISSING, "fashion-mnist, digits, a folder (train/ and val/, tar shards, IDX) or URL of shards")
     input_size: int | None = setting(
         None, "side of the square that the network gets, pixels (default: the set's)", COUNT
     )
