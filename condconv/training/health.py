@@ -8,11 +8,11 @@ from typing import Any
 import pytorch_lightning as pl
 
 from condconv.analysis.measures import DEAD_SHARE
-from condconv.analysis.totals import HIGH, LOW
+from condconv.analysis.totals import HIGH
 from condconv.training.callbacks import EpochRows, Row
 from condconv.training.finiteness import router_of
 from condconv.training.module import ClassificationModule
-from condconv.training.routing import RouterHealth, routed_together
+from condconv.training.routing import RouterHealth, off_below, routed_together
 
 WAITING_LIMIT = 0.2
 """Share of the training time spent waiting for images from which on that is said."""
@@ -64,10 +64,10 @@ class HealthWarnings(pl.Callback):
             others = f" and {len(layers) - 1} more" if len(layers) > 1 else ""
             where = f"{first}{others} ({router})"
             for state, experts, bound in (
-                ("dead", found.dead, f"below {LOW}"),
+                ("dead", found.dead, f"below {off_below(found.experts):g}"),
                 ("always on", found.always_on, f"above {HIGH}"),
             ):
-                if experts:
+                if experts and found.experts > 1:
                     yield (
                         f"{first} {state}",
                         f"warning: {where}: {len(experts)} of {found.experts} experts are {state} "

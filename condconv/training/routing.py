@@ -31,11 +31,11 @@ def routed_together(model: nn.Module) -> dict[str, tuple[str, ...]]:
 
 
 class RouterHealth(NamedTuple):
-    """How one router was over a data set, by the thresholds of `condconv.analysis`.
+    """How one router was over a data set.
 
-    `entropy`: mean over the images, see `RoutingStatistics`. `dead`, `always_on`: experts whose coefficient is below
-    0.05, above 0.95, for at least 99.9 % of the images. `bimodality`: 2 min(near 0, near 1), the parts of all
-    coefficients below 0.05 and above 0.95: 1 if half are off and half on, 0 if one of the two does not occur.
+    `entropy`: mean over the images, see `RoutingStatistics`. `dead`, `always_on`: experts whose coefficient is off, on,
+    for at least 99.9 % of the images; off is below `off_below`, on above 0.95. `bimodality`: 2 min(part of all
+    coefficients that is off, part that is on): 1 if half are off and half on, 0 if one of the two does not occur.
     """
 
     experts: int
@@ -87,7 +87,7 @@ class RoutingStatistics(Metric):
                 continue
             coefficients = routing[name].double()[keep].to(device)  # (B, n)
             self._state("sum", index).index_add_(0, classes.to(device), coefficients)
-            self._state("low", index).add_((coefficients < LOW).sum(dim=0))
+            self._state("low", index).add_((coefficients < off_below(coefficients.shape[1])).sum(dim=0))
             self._state("high", index).add_((coefficients > HIGH).sum(dim=0))
             self.seen[index] += len(coefficients)
             self.entropy[index] += normalised_entropy(coefficients).sum()
@@ -115,6 +115,14 @@ class RoutingStatistics(Metric):
     def _state(self, name: str, index: int) -> Tensor:
         state: Tensor = getattr(self, f"{name}_{index}")
         return state
+
+
+def off_below(experts: int) -> float:
+    """Below what a coefficient counts as off: 0.05 as in `condconv.analysis`, but at most a fifth of an equal share.
+
+    A softmax over many experts would otherwise be dead from the start.
+    """
+    return min(LOW, 0.2 / experts)
 
 
 def normalised_entropy(coefficients: Tensor) -> Tensor:

@@ -43,6 +43,12 @@ def test_dead_and_always_on_experts_and_two_modes() -> None:
     assert found.bimodality == pytest.approx(1.0, abs=1e-3)
 
 
+def test_a_softmax_over_many_experts_is_not_dead_from_the_start() -> None:
+    health = RoutingStatistics({"a": 32}, num_classes=2)
+    health.update({"a": torch.full((5, 32), 1 / 32)}, torch.zeros(5, dtype=torch.int64))
+    assert health.compute().health["a"].dead == ()
+
+
 def test_entropy_is_normalised() -> None:
     rows = torch.tensor([[0.5, 0.5], [1.0, 0.0], [0.2, 0.2]])
     assert normalised_entropy(rows).tolist() == pytest.approx([1.0, 0.0, 1.0])
