@@ -13,6 +13,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.distributed
+from pytorch_lightning.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 
@@ -29,6 +30,7 @@ from condconv.training.health import HEALTH_COLUMNS, HealthWarnings
 from condconv.training.interruption import StopRequest
 from condconv.training.module import ClassificationModule
 from condconv.training.networks import NetworkSpec, plan_networks
+from condconv.training.optimization import peak_learning_rate
 from condconv.training.report import NetworkResult, save_weights, write_report
 from condconv.training.routing import conditional_layers
 from condconv.training.routing_report import RoutingImages, routing_report
@@ -79,6 +81,12 @@ class Experiment:
         self.workers = workers
         self.specs = plan_networks(config, self.source)
         self._health: list[Row] = []
+        if config.base_batch is not None:
+            peak = peak_learning_rate(config, self.global_batch)
+            console.notice(
+                f"learning rate: {config.lr:g} for {config.base_batch} images a step, "
+                f"so {peak:g} for {self.global_batch}"
+            )
 
     def _fitting_batch_size(self) -> int:
         images = len(self.source.train)
@@ -180,7 +188,8 @@ class Experiment:
             precision=PRECISIONS[self.config.precision],
             accumulate_grad_batches=self.config.accumulate,
             callbacks=callbacks,
-            plugins=[AtomicCheckpointIO()],
+            # Said, not found out: Lightning would take a job of SLURM for one of its own.
+            plugins=[AtomicCheckpointIO(), TorchElasticEnvironment() if distributed else LightningEnvironment()],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,

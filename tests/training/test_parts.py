@@ -14,7 +14,7 @@ from condconv.training import experiment
 from condconv.training.annealing import annealing_steps
 from condconv.training.checkpoint import tensor_mismatches
 from condconv.training.config import TrainConfig
-from condconv.training.console import duration
+from condconv.training.console import RunConsole, duration
 from condconv.training.figures import depths
 from condconv.training.files import remove_temporaries, write_bytes
 from condconv.training.interruption import Interrupted, StopRequest
@@ -119,6 +119,18 @@ def test_devices_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         experiment.resolve_device("cuda")
     with pytest.raises(ArgumentError, match="float16 training needs a GPU"):
         experiment.resolve_device("auto", "16")
+
+
+def test_a_job_of_slurm_without_torchrun_is_one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, value in {"NTASKS": "4", "JOB_NAME": "job", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    config = TrainConfig(data="digits", variant="none", base_batch=64, device="cpu", out=str(tmp_path))
+    said: list[str] = []
+    console = RunConsole(quiet=True)
+    monkeypatch.setattr(console, "notice", said.append)
+    made = experiment.Experiment(config, StopRequest(), console)
+    assert said == ["learning rate: 0.1 for 64 images a step, so 0.2 for 128"]
+    assert made.trainer([], max_epochs=1).world_size == 1
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (61, "1:01"), (3725, "1:02:05")])
