@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from condconv.training.config import TrainConfig
+from condconv.training.module import ClassificationModule
+from condconv.variants import DynamicConv2d
+
+
+def module(**settings: object) -> ClassificationModule:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), DynamicConv2d(4, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    config = TrainConfig(data="digits", **settings)  # type: ignore[arg-type]
+    return ClassificationModule(network, config, num_classes=4, steps_per_epoch=2, global_batch=3)
+
+
+def batch() -> tuple[torch.Tensor, ...]:
+    return torch.rand(3, 2, 5, 5), torch.tensor([0, 1, 3]), torch.arange(3), torch.ones(3, dtype=torch.bool)
+
+
+def test_the_loss_of_a_blend_is_the_blend_of_the_losses() -> None:
+    made, plain = module(label_smoothing=0.2), batch()
+    made.eval()
+    partners = torch.tensor([2, 2, 0])
+    by_label = nn.CrossEntropyLoss(label_smoothing=0.2, reduction="none")
+    logits = made.network(plain[0])
+    first, second = by_label(logits, plain[1]), by_label(logits, partners)
+    for weight in (1.0, 0.7):
+        weights = torch.full((3,), weight)
+        found = made.training_step((*plain, partners, weights), 0)
+        torch.testing.assert_close(found, (weight * first + (1 - weight) * second).mean())
+    torch.testing.assert_close(made.training_step(plain, 0), first.mean())
+
+
+def test_the_averaged_network_is_what_is_validated_and_kept() -> None:
+    made = module(ema=0.5)
+    assert made.average is not None and made.result is made.average.network
+    with torch.no_grad():
+        made.network[0].weight.add_(1)
+    x = batch()[0]
+    made.eval()
+    assert torch.equal(made(x), made.result(x)) and not torch.equal(made(x), made.network(x))
+    optimised = {id(p) for group in made.configure_optimizers()["optimizer"].param_groups for p in group["params"]}
+    assert optimised == {id(p) for p in made.network.parameters()}
+
+
+def test_compiled_code_is_another_way_to_run_the_same_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[int] = []
+
+    def compile(network: nn.Module) -> object:
+        def run(x: torch.Tensor) -> torch.Tensor:
+            runs.append(len(x))
+            return network(x)
+
+        return run
+
+    plain = module()
+    monkeypatch.setattr(torch, "compile", compile)
+    compiled = module(compile=True)
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+    loss = [each.training_step(batch(), 0) for each in (plain, compiled)]
+    assert runs == [3] and loss[0].shape == loss[1].shape == ()
+    compiled.validation_step(batch(), 0)
+    assert runs == [3] and compiled.routing is not None
+
+
+def test_channels_last_reaches_images_and_kernels() -> None:
+    made = module(channels_last=True)
+    seen: list[bool] = []
+    made.network[0].register_forward_pre_hook(
+        lambda layer, args: seen.append(args[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    made.training_step(batch(), 0)
+    made.validation_step(batch(), 0)
+    assert seen == [True, True]
+    assert made.network[0].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_a_compiled_step_is_an_eager_one(precision: str) -> None:
+    plain, compiled = module(channels_last=True), module(channels_last=True, compile=True)
+    x = batch()
+    losses = []
+    for each in (plain, compiled):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            losses.append(each.training_step(x, 0))
+        losses[-1].backward()
+    tolerance = {"rtol": 1e-4, "atol": 1e-5} if precision == "32" else {"rtol": 3e-2, "atol": 3e-3}
+    torch.testing.assert_close(losses[0], losses[1], **tolerance)
+    for one, other in zip(plain.network.parameters(), compiled.network.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, **tolerance)
