@@ -80,8 +80,8 @@ def optimize_for_inference(
 
     Every batch norm that directly follows a convolution is folded into it, experts are packed, weights are in
     channels_last order, and nothing requires gradients. What was done is in the copy's attribute `inference_form`, and
-    is logged. It computes what `model.eval()` does, to 1e-5 of the largest output in f32. Not while other threads run
-    networks: torch.fx, which finds the pairs, changes how modules are called while it traces.
+    is logged. In f32 it computes what `model.eval()` does, to about 1e-5 of the largest output, which is rounding. Not
+    to be called while other threads run networks: torch.fx, which finds the pairs, changes how modules are called.
 
     Args:
         model: any network, conditional or static.
