@@ -8,7 +8,11 @@
 
 namespace condconv {
 
-enum class Storage { f32, bf16, int8 };
+enum class Storage { f32, bf16, int8 };  // of a bank; maps are f32 or bf16
+
+constexpr int64_t kLine = 64;  // bytes of a line of the caches
+
+constexpr int64_t size_of(Storage s) { return s == Storage::f32 ? 4 : s == Storage::bf16 ? 2 : 1; }
 
 constexpr int64_t kBlock = 16;  // columns of one block of a packed bank
 constexpr int64_t kChunk = 64;  // rows of one chunk of a packed bank
@@ -36,9 +40,10 @@ struct Gemm {
   int64_t batch, rows, taps, depth, columns, groups;
   const int32_t* source;  // (taps, rows), positions in one example of x
   const int32_t* target;  // (rows), positions in one example of y
-  const float* x;
+  Storage maps;           // of x and y
+  const void* x;
   int64_t x_example, x_position;  // strides in elements; a group takes `depth` channels
-  float* y;
+  void* y;
   int64_t y_example, y_position;  // a group takes `columns` channels
   const float* coefficients;      // (B, n)
   const float* bias;              // (n, groups · columns) or null
@@ -69,8 +74,9 @@ struct GemmGradient {
 struct Depthwise {
   int64_t batch, channels, height, width, out_height, out_width;
   int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
-  const float* x;
-  float* y;
+  Storage maps;
+  const void* x;
+  void* y;
   const float* coefficients;
   const float* bias;
   const float* shift;
@@ -91,9 +97,11 @@ struct DepthwiseGradient {
 
 // The kernels of one instruction set. `coefficient_grad` of a gradient unit is (B, n), added to.
 struct Kernels {
+  using Multiply = void (*)(const Gemm&, int64_t first_block, int64_t last_block, int64_t first_example, int64_t last_example);
   const char* name;
   void (*pack)(const Experts&, int64_t block, float* packed);
-  void (*gemm)(const Gemm&, int64_t first_block, int64_t last_block, int64_t first_example, int64_t last_example);
+  Multiply gemm;
+  Multiply gemm_bf16;  // where the maps are bf16
   void (*gemm_gradient)(const GemmGradient&, int64_t unit, float* coefficient_grad);
   void (*depthwise)(const Depthwise&, int64_t first_example, int64_t last_example, int64_t panel);
   void (*depthwise_gradient)(const DepthwiseGradient&, int64_t panel, float* coefficient_grad);
@@ -101,5 +109,8 @@ struct Kernels {
 
 extern const Kernels avx2_kernels;
 extern const Kernels avx512_kernels;
+
+// `gemm_bf16` for AMX, on CPUs that have AVX-512 with bf16 too.
+void amx_gemm(const Gemm& g, int64_t first_block, int64_t last_block, int64_t first_example, int64_t last_example);
 
 }  // namespace condconv

@@ -5,7 +5,8 @@
 
 namespace condconv {
 
-// The best kernels of this CPU, or those that CONDCONV_ISA=avx2|avx512|none names and the CPU has; null for none.
+// The best kernels of this CPU: AMX where maps are bf16, AVX-512, AVX2 or, with null, none. CONDCONV_ISA=avx512|avx2|none
+// asks for lesser ones.
 const Kernels* kernels();
 
 }  // namespace condconv

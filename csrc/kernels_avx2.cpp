@@ -1,8 +1,10 @@
 // The kernels for AVX2: 16 registers of 8 floats. Standard headers come first: nothing of them may be compiled for
 // a CPU that the program does not run on.
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "conv.h"
@@ -20,6 +22,6 @@ namespace condconv {
 namespace {
 #include "vector_kernels.inc"
 }
-const Kernels avx2_kernels = {"avx2", pack, gemm, gemm_gradient, depthwise, depthwise_gradient};
+const Kernels avx2_kernels = {"avx2", pack, gemm, gemm, gemm_gradient, depthwise, depthwise_gradient};
 }  // namespace condconv
 #endif

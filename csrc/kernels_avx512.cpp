@@ -1,8 +1,10 @@
 // The kernels for AVX-512: 32 registers of 16 floats. Standard headers come first: nothing of them may be compiled for
 // a CPU that the program does not run on.
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "conv.h"
@@ -20,6 +22,6 @@ namespace condconv {
 namespace {
 #include "vector_kernels.inc"
 }
-const Kernels avx512_kernels = {"avx512", pack, gemm, gemm_gradient, depthwise, depthwise_gradient};
+const Kernels avx512_kernels = {"avx512", pack, gemm, gemm, gemm_gradient, depthwise, depthwise_gradient};
 }  // namespace condconv
 #endif

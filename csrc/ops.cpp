@@ -61,9 +61,9 @@ const Kernels& checked_kernels() {
   return *k;
 }
 
-Tensor as_float(const Tensor& t) {
-  return t.scalar_type() == ScalarType::Float ? t : torch::stable::to(t, ScalarType::Float);
-}
+Tensor as(const Tensor& t, ScalarType type) { return t.scalar_type() == type ? t : torch::stable::to(t, type); }
+
+Tensor as_float(const Tensor& t) { return as(t, ScalarType::Float); }
 
 Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
@@ -73,15 +73,15 @@ bool is_nhwc(const Tensor& t) {
          (t.size(0) == 1 || t.stride(0) == h * w * c);
 }
 
-// f32, channels_last and without gaps.
-Tensor nhwc(const Tensor& t) {
-  const Tensor f = as_float(t);
+// Of that type, channels_last and without gaps.
+Tensor nhwc(const Tensor& t, ScalarType type) {
+  const Tensor f = as(t, type);
   return is_nhwc(f) ? f : torch::stable::contiguous(f, MemoryFormat::ChannelsLast);
 }
 
-Tensor empty_nhwc(const Tensor& like, int64_t b, int64_t c, int64_t h, int64_t w) {
+Tensor empty_nhwc(const Tensor& like, ScalarType type, int64_t b, int64_t c, int64_t h, int64_t w) {
   const std::array<int64_t, 4> size{b, c, h, w};
-  return torch::stable::empty(size, ScalarType::Float, std::nullopt, like.device(), std::nullopt,
+  return torch::stable::empty(size, type, std::nullopt, like.device(), std::nullopt,
                               MemoryFormat::ChannelsLast);
 }
 
@@ -152,14 +152,15 @@ Rows backward_rows(const Geometry& g) {
 
 constexpr int64_t kSplit = 32;  // a depthwise panel has a multiple of these channels
 
-Depthwise depthwise_of(const Geometry& g, const float* x, float* y, const float* coefficients, const Bank& bank) {
+Depthwise depthwise_of(const Geometry& g, Storage maps, const void* x, void* y, const float* coefficients,
+                       const Bank& bank) {
   Depthwise d{};
   d.batch = g.batch, d.channels = g.in_channels, d.height = g.height, d.width = g.width;
   d.out_height = g.out_height, d.out_width = g.out_width, d.kernel_h = g.kernel_h, d.kernel_w = g.kernel_w;
   d.stride_h = g.stride_h, d.stride_w = g.stride_w, d.pad_h = g.pad_h, d.pad_w = g.pad_w;
   d.dilation_h = g.dilation_h, d.dilation_w = g.dilation_w;
   d.panel = kSplit;
-  d.x = x, d.y = y, d.coefficients = coefficients, d.bank = bank;
+  d.maps = maps, d.x = x, d.y = y, d.coefficients = coefficients, d.bank = bank;
   return d;
 }
 
@@ -182,27 +183,32 @@ void run_depthwise(Depthwise d) {
 
 void run_gemm(const Gemm& g) {
   const Kernels& k = checked_kernels();
-  in_tiles(g.groups * g.blocks(), g.batch, [&](int64_t c0, int64_t c1, int64_t b0, int64_t b1) { k.gemm(g, c0, c1, b0, b1); });
+  const auto gemm = g.maps == Storage::bf16 ? k.gemm_bf16 : k.gemm;
+  in_tiles(g.groups * g.blocks(), g.batch, [&](int64_t c0, int64_t c1, int64_t b0, int64_t b1) { gemm(g, c0, c1, b0, b1); });
 }
 
 Tensor forward(const Geometry& g, const Tensor& x, const Tensor& coefficients, const Bank& bank, const float* bias,
                const float* shift, float threshold) {
-  const Tensor in = nhwc(x), c = dense(as_float(coefficients));
-  Tensor out = empty_nhwc(in, g.batch, g.out_channels, g.out_height, g.out_width);
+  const bool half = x.scalar_type() == ScalarType::BFloat16;
+  const ScalarType type = half ? ScalarType::BFloat16 : ScalarType::Float;
+  const Storage maps = half ? Storage::bf16 : Storage::f32;
+  const Tensor in = nhwc(x, type), c = dense(as_float(coefficients));
+  Tensor out = empty_nhwc(in, type, g.batch, g.out_channels, g.out_height, g.out_width);
   if (g.batch > 0) {
-    float* y = static_cast<float*>(out.mutable_data_ptr());
+    void* y = out.mutable_data_ptr();
     if (g.depthwise()) {
-      Depthwise d = depthwise_of(g, floats(in), y, floats(c), bank);
+      Depthwise d = depthwise_of(g, maps, in.const_data_ptr(), y, floats(c), bank);
       d.bias = bias, d.shift = shift, d.threshold = threshold;
       run_depthwise(d);
     } else {
       const Rows rows = forward_rows(g);
       run_gemm({g.batch, static_cast<int64_t>(rows.target.size()), g.taps(), g.depth(), g.columns(), g.groups,
-                rows.source.data(), rows.target.data(), floats(in), g.height * g.width * g.in_channels, g.in_channels, y,
+                rows.source.data(), rows.target.data(), maps, in.const_data_ptr(), g.height * g.width * g.in_channels,
+                g.in_channels, y,
                 g.out_height * g.out_width * g.out_channels, g.out_channels, floats(c), bias, shift, threshold, bank});
     }
   }
-  return x.scalar_type() == ScalarType::Float ? out : torch::stable::to(out, x.scalar_type());
+  return as(out, x.scalar_type());
 }
 
 // The experts (n, O, I/g, kh, kw) as matrices: of the convolution, or of the gradient of its input.
@@ -271,12 +277,12 @@ Tensor conv2d_packed(const Tensor& x, const Tensor& coefficients, const Tensor& 
 // The gradient of x where every channel has its own kernel: for stride 1 a convolution with the kernel turned around; for
 // others too, after the gradient's positions are spread with zeros between them.
 Tensor depthwise_input_gradient(const Geometry& g, const Tensor& grad, const float* coefficients, const Bank& bank) {
-  Tensor out = empty_nhwc(grad, g.batch, g.in_channels, g.height, g.width);
+  Tensor out = empty_nhwc(grad, ScalarType::Float, g.batch, g.in_channels, g.height, g.width);
   Tensor spread = grad;
   Geometry back = g;
   back.height = (g.out_height - 1) * g.stride_h + 1, back.width = (g.out_width - 1) * g.stride_w + 1;
   if (g.stride_h > 1 || g.stride_w > 1) {
-    spread = torch::stable::zero_(spread = empty_nhwc(grad, g.batch, g.in_channels, back.height, back.width));
+    spread = torch::stable::zero_(spread = empty_nhwc(grad, ScalarType::Float, g.batch, g.in_channels, back.height, back.width));
     float* to = static_cast<float*>(spread.mutable_data_ptr());
     const float* from = floats(grad);
     torch::stable::parallel_for(0, g.batch * g.out_height, 1, [&](int64_t begin, int64_t end) {
@@ -292,7 +298,7 @@ Tensor depthwise_input_gradient(const Geometry& g, const Tensor& grad, const flo
   back.stride_h = back.stride_w = 1;
   back.pad_h = g.dilation_h * (g.kernel_h - 1) - g.pad_h, back.pad_w = g.dilation_w * (g.kernel_w - 1) - g.pad_w;
   back.out_height = g.height, back.out_width = g.width;
-  Depthwise d = depthwise_of(back, floats(spread), static_cast<float*>(out.mutable_data_ptr()), coefficients, bank);
+  Depthwise d = depthwise_of(back, Storage::f32, spread.const_data_ptr(), out.mutable_data_ptr(), coefficients, bank);
   d.flipped = true;
   run_depthwise(d);
   return out;
@@ -302,11 +308,11 @@ Tensor input_gradient(const Geometry& g, const Tensor& grad, const float* coeffi
   const Tensor packed = pack(experts_of(g, floats(weight), true), weight);
   const Bank bank = bank_of(packed, g.experts);
   if (g.depthwise()) return depthwise_input_gradient(g, grad, coefficients, bank);
-  Tensor out = empty_nhwc(grad, g.batch, g.in_channels, g.height, g.width);
+  Tensor out = empty_nhwc(grad, ScalarType::Float, g.batch, g.in_channels, g.height, g.width);
   const Rows rows = backward_rows(g);
   run_gemm({g.batch, g.height * g.width, g.taps(), g.columns(), g.depth(), g.groups, rows.source.data(), rows.target.data(),
-            floats(grad), g.out_height * g.out_width * g.out_channels, g.out_channels,
-            static_cast<float*>(out.mutable_data_ptr()), g.height * g.width * g.in_channels, g.in_channels, coefficients,
+            Storage::f32, grad.const_data_ptr(), g.out_height * g.out_width * g.out_channels, g.out_channels,
+            out.mutable_data_ptr(), g.height * g.width * g.in_channels, g.in_channels, coefficients,
             nullptr, nullptr, 0.0f, bank});
   return out;
 }
@@ -332,8 +338,8 @@ void expert_gradient(const Geometry& g, const Tensor& grad, const Tensor& x, con
   const Kernels& k = checked_kernels();
   float* to = static_cast<float*>(weight_grad.mutable_data_ptr());
   if (g.depthwise()) {
-    const DepthwiseGradient d{depthwise_of(g, floats(x), nullptr, coefficients, {nullptr, Storage::f32, nullptr, g.experts}),
-                              floats(grad), experts, to};
+    const Bank bank{nullptr, Storage::f32, nullptr, g.experts};
+    const DepthwiseGradient d{depthwise_of(g, Storage::f32, x.const_data_ptr(), nullptr, coefficients, bank), floats(grad), experts, to};
     summed(d.shape.panels(), coefficient_grad, [&](int64_t u, float* part) { k.depthwise_gradient(d, u, part); });
     return;
   }
@@ -352,16 +358,13 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad, const Ten
   STD_TORCH_CHECK(grad.dim() == 4 && grad.size(0) == g.batch && grad.size(1) == g.out_channels &&
                       grad.size(2) == g.out_height && grad.size(3) == g.out_width,
                   "condconv: the gradient does not have the shape of the output");
-  const Tensor dy = nhwc(grad), in = nhwc(x), c = dense(as_float(coefficients)), weight = dense(as_float(experts));
+  const Tensor dy = nhwc(grad, ScalarType::Float), in = nhwc(x, ScalarType::Float), c = dense(as_float(coefficients)), weight = dense(as_float(experts));
   Tensor dx = needs_input && g.batch > 0 ? input_gradient(g, dy, floats(c), weight)
-                                         : empty_nhwc(in, needs_input ? g.batch : 0, g.in_channels, g.height, g.width);
+                                         : empty_nhwc(in, ScalarType::Float, needs_input ? g.batch : 0, g.in_channels, g.height, g.width);
   Tensor dw = torch::stable::empty_like(weight), dc = torch::stable::empty_like(c);
   if (g.batch > 0) expert_gradient(g, dy, in, floats(c), floats(weight), dw, dc);
   else torch::stable::zero_(dw);
-  const auto like = [](const Tensor& t, const Tensor& wanted) {
-    return t.scalar_type() == wanted.scalar_type() ? t : torch::stable::to(t, wanted.scalar_type());
-  };
-  return {like(dx, x), like(dc, coefficients), like(dw, experts)};
+  return {as(dx, x.scalar_type()), as(dc, coefficients.scalar_type()), as(dw, experts.scalar_type())};
 }
 
 std::string instruction_set() { return kernels() ? kernels()->name : "none"; }

@@ -32,7 +32,10 @@ def available() -> bool:
 
 
 def instruction_set() -> str:
-    """Return the instruction set that the operators use: "avx2", "avx512" or "none"."""
+    """Return what the operators use: "amx" (AMX where x is bf16, AVX-512 elsewhere), "avx512", "avx2" or "none".
+
+    The environment's CONDCONV_ISA=avx512|avx2|none asks for less than the CPU has.
+    """
     return torch.ops.condconv.instruction_set() if available() else "none"
 
 
