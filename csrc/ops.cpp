@@ -44,8 +44,8 @@ Geometry geometry_of(const Tensor& x, const Tensor& coefficients, const Sizes& k
   STD_TORCH_CHECK(groups >= 1 && kernel[1] * groups == g.in_channels && g.out_channels % groups == 0,
                   "condconv: x has ", g.in_channels, " channels; kernels of shape (O, I/g, kh, kw) with I/g = ", kernel[1],
                   ", O = ", kernel[0], " and ", groups, " groups do not fit");
-  STD_TORCH_CHECK(std::min({stride[0], stride[1], dilation[0], dilation[1], kernel[2], kernel[3], g.experts}) >= 1 &&
-                      std::min(padding[0], padding[1]) >= 0,
+  STD_TORCH_CHECK(std::min({stride[0], stride[1], dilation[0], dilation[1], g.height, g.width, g.experts}) >= 1 &&
+                      *std::min_element(kernel.begin(), kernel.end()) >= 1 && std::min(padding[0], padding[1]) >= 0,
                   "condconv: sizes, stride and dilation must be positive, padding must not be negative");
   g.out_height = (g.height + 2 * g.pad_h - g.dilation_h * (g.kernel_h - 1) - 1) / g.stride_h + 1;
   g.out_width = (g.width + 2 * g.pad_w - g.dilation_w * (g.kernel_w - 1) - 1) / g.stride_w + 1;

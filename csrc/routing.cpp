@@ -16,9 +16,11 @@ using torch::stable::Tensor;
 
 // x (B, C, H, W) f32 channels_last, weight (n, C) and bias (n) f32 → (B, n).
 Tensor pooled_linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
-  STD_TORCH_CHECK(x.dim() == 4 && x.scalar_type() == ScalarType::Float && weight.dim() == 2 &&
-                      weight.size(1) == x.size(1) && bias.numel() == weight.size(0),
-                  "condconv::pooled_linear: x (B, C, H, W), weight (n, C) and bias (n) must be float32 and fit");
+  for (const Tensor* t : {&x, &weight, &bias}) {
+    STD_TORCH_CHECK(t->scalar_type() == ScalarType::Float, "condconv::pooled_linear: x, weight and bias must be float32");
+  }
+  STD_TORCH_CHECK(x.dim() == 4 && weight.dim() == 2 && weight.size(1) == x.size(1) && bias.numel() == weight.size(0),
+                  "condconv::pooled_linear: x (B, C, H, W), weight (n, C) and bias (n) must fit");
   STD_TORCH_CHECK(weight.is_contiguous() && bias.is_contiguous(), "condconv::pooled_linear: weights must be contiguous");
   const Tensor in = torch::stable::contiguous(x, torch::headeronly::MemoryFormat::ChannelsLast);
   const int64_t batch = x.size(0), channels = x.size(1), positions = x.size(2) * x.size(3), n = weight.size(0);

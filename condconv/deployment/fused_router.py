@@ -14,9 +14,9 @@ class FusedRouter(PooledLinear):
 
     def forward(self, x: Tensor, previous: Tensor | None = None) -> Tensor:
         """Return the coefficients (B, n) of x (B, C, *space)."""
-        if not _serves(x):
-            return super().forward(x, previous)
         linear = self._linears[0]
+        if linear.weight.dtype != torch.float32 or not _serves(x):
+            return super().forward(x, previous)
         return self.gate(torch.ops.condconv.pooled_linear(x, linear.weight, linear.bias))
 
 

@@ -5,6 +5,7 @@
     condconv::pooled_linear   a router's logits, for inference
 
 The first two mix the kernels of a few examples panel by panel in cache and multiply at once; B·|W| is never in memory.
+Second derivatives are taken of plain torch.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from condconv.execution.grouped import Grouped
 from condconv.geometry import ConvGeometry
+from condconv.lowered import Mixture
 
 
 def load_error() -> str | None:
@@ -94,7 +97,8 @@ def _conv2d_backward_fake(
         device=x.device,
         memory_format=torch.channels_last,
     )
-    return dx, torch.empty_like(coefficients), torch.empty(experts.shape, dtype=experts.dtype, device=experts.device)
+    dc, dw = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (coefficients, experts))
+    return dx, dc, dw
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -107,6 +111,27 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     needs_input = ctx.needs_input_grad[0]
     dx, dc, dw = torch.ops.condconv.conv2d_backward(grad, x, coefficients, experts, *ctx.geometry, needs_input)
     return (dx if needs_input else None), dc, dw, None, None, None, None
+
+
+def _save_for_second(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    grad, x, coefficients, experts, *ctx.geometry, ctx.needs_input = inputs
+    ctx.save_for_backward(grad, x, coefficients, experts)
+
+
+def _second_backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    grad, x, coefficients, experts = ctx.saved_tensors
+    geometry = _geometry(*ctx.geometry)
+
+    def convolve(x: Tensor, coefficients: Tensor, experts: Tensor) -> Tensor:
+        mixture = Mixture(coefficients.float(), experts.float(), None)
+        return Grouped()(x.float(), mixture, geometry).to(grad.dtype)
+
+    def backward(grad: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return torch.func.vjp(convolve, *inputs)[1](grad)
+
+    if not ctx.needs_input:
+        gradients = (torch.zeros_like(x), *gradients[1:])
+    return *torch.func.vjp(backward, grad, x, coefficients, experts)[1](gradients), *[None] * 5
 
 
 def mixing_macs(batch: int, experts: int, kernel_shape: Sequence[int]) -> int:
@@ -130,6 +155,7 @@ def _describe() -> None:
         "condconv::pooled_linear", lambda x, weight, bias: x.new_empty((x.shape[0], weight.shape[0]))
     )
     torch.library.register_autograd("condconv::conv2d", _backward, setup_context=_save)
+    torch.library.register_autograd("condconv::conv2d_backward", _second_backward, setup_context=_save_for_second)
 
     @register_flop_formula(torch.ops.condconv.conv2d)
     def _(x: Any, coefficients: Any, experts: Any, *geometry: Any, **_: Any) -> int:
