@@ -17,6 +17,7 @@ import condconv
 from condconv.routers import attach_scope
 from condconv.variants import variants
 from tests.contract.cases import Block
+from tests.processes import METHOD
 
 STEPS, BATCH = 10, 6
 
@@ -70,7 +71,7 @@ def test_ddp_equals_one_process(variant: str, tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(worker, args=(port, variant, str(tmp_path)), nprocs=2)
+    mp.start_processes(worker, args=(port, variant, str(tmp_path)), nprocs=2, start_method=METHOD)
     alone = network(variant)
     before = {k: v.clone() for k, v in alone.state_dict().items()}
     train(alone, *data())

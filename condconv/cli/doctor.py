@@ -32,10 +32,13 @@ _TYPICAL = (
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Print the findings; 1 if the native operator is missing although there is a compiler to build it, else 0."""
+    """Print the findings; 1 if the native operator is missing although there is a compiler to build it, else 0.
+
+    As in the other verbs, --help leaves with SystemExit.
+    """
     if any(word in ("-h", "--help") for word in arguments):
         print("usage: condconv doctor\n\nVersions, processor, devices, native operator, and what strategy='auto' runs.")
-        return 0
+        raise SystemExit(0)
     if arguments:
         raise ArgumentError(unknown_name_message("option", arguments[0], ["--help"]))
     compiler = find_compiler()

@@ -1,49 +1,60 @@
-"""Runs `condconv` as a user would: a real process, its output, its exit code."""
+"""Runs `condconv` as a user would: a process of its own, its output, its exit code."""
 
 from __future__ import annotations
 
 import csv
 import os
 import subprocess
-import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
+from condconv.cli.main import main
 from condconv.training.callbacks import TIMING_COLUMNS
+from condconv.training.module import ClassificationModule
+from tests.processes import run
 
-# Small enough that a process spends its time on imports; 25 steps an epoch.
+# Small enough that most of a run is what comes before and after the training; 10 steps an epoch.
 SMALL = (
     "--data", "digits", "--model", "mobilenetv1_025", "--variant", "dynamic_convolution", "--num-experts", "2",
-    "--output-stride", "8", "--epochs", "2", "--batch-size", "8", "--limit-train", "200", "--limit-val", "40",
+    "--output-stride", "8", "--epochs", "2", "--batch-size", "8", "--limit-train", "80", "--limit-val", "20",
     "--name", "small", "--no-report",
 )  # fmt: skip
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-COMMAND = (sys.executable, "-m", "condconv.cli.main")
+
+Prepare = Callable[[], None]
 
 
-def condconv(*arguments: str, preamble: str = "") -> subprocess.CompletedProcess[str]:
-    """Run the command; `preamble` is Python code to run in the process first."""
-    command = COMMAND
-    if preamble:
-        start = f"{preamble}\nimport sys\nfrom condconv.cli.main import main\nsys.exit(main())"
-        command = (sys.executable, "-c", start)
-    return subprocess.run([*command, *arguments], capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+def condconv(*arguments: str, prepare: Sequence[Prepare] = (), cwd: Path | None = None) -> subprocess.CompletedProcess:  # type: ignore[type-arg]
+    """Run the command; what `prepare` holds is called in its process first, and so has to be picklable."""
+    return run(prepared, prepare, arguments, cwd=cwd)
 
 
-def signal_at(signum: int, epoch: int, step: int) -> str:
-    """A preamble: the process sends itself a signal in the middle of a step (both counted from 0)."""
-    return (
-        "import os\n"
-        "from condconv.training.module import ClassificationModule\n"
-        "training_step = ClassificationModule.training_step\n"
-        "def interrupted(self, batch, batch_idx):\n"
-        f"    if (self.current_epoch, batch_idx) == ({epoch}, {step}):\n"
-        f"        os.kill(os.getpid(), {int(signum)})\n"
-        "    return training_step(self, batch, batch_idx)\n"
-        "ClassificationModule.training_step = interrupted"
-    )
+def prepared(prepare: Sequence[Prepare], arguments: Sequence[str]) -> int:
+    for function in prepare:
+        function()
+    return main(arguments)
+
+
+def quick(patch: pytest.MonkeyPatch | None = None) -> None:
+    """Leave out the pictures and measure the latency once: both have tests of their own."""
+    patch = patch or pytest.MonkeyPatch()
+    patch.setattr("condconv.training.evaluation._LATENCY_PASSES", 1)
+    patch.setattr("condconv.training.figures._png", lambda figure: b"")
+
+
+def signal_in_step(signum: int, epoch: int, batch: int, rank: str | None = None) -> None:
+    """The process sends itself a signal in the middle of a step (both counted from 0), on this rank or on all."""
+    training_step = ClassificationModule.training_step
+
+    def step(self: ClassificationModule, images: object, batch_idx: int) -> torch.Tensor:
+        if (self.current_epoch, batch_idx) == (epoch, batch) and rank in (None, os.environ.get("RANK")):
+            os.kill(os.getpid(), signum)
+        return training_step(self, images, batch_idx)  # type: ignore[arg-type]
+
+    ClassificationModule.training_step = step  # type: ignore[assignment, method-assign]
 
 
 def metrics(run: Path) -> list[dict[str, str]]:

@@ -1,30 +1,21 @@
-"""Training in two processes on one machine, started as users start it: with torchrun."""
+"""Training in two processes on one machine: started by torchrun, or by its agent as forks, which start at once."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.launcher import LaunchConfig, elastic_launch
 
-from tests.cli.runner import ENVIRONMENT, SMALL, condconv, metrics, same_weights
-
-# Each process writes what it ended with, after the last step.
-PROGRAM = """
-import os, sys, torch
 from condconv.training import experiment
-original = experiment.Experiment._train
-def train(self, spec, folder, done):
-    trained = original(self, spec, folder, done)
-    torch.save(trained.network.state_dict(), sys.argv[1] + f"/rank{os.environ['RANK']}.pt")
-    return trained
-experiment.Experiment._train = train
-from condconv.cli.main import main
-sys.exit(main(sys.argv[2:]))
-"""
+from tests.cli.runner import SMALL, condconv, metrics, prepared, quick, same_weights
+from tests.processes import METHOD
 
+ROOT = Path(__file__).parents[2]
 
 # Two passes a step, and everything on whose state has to be the same in both.
 ARGUMENTS = (
@@ -33,18 +24,31 @@ ARGUMENTS = (
 )  # fmt: skip
 
 
-def torchrun(tmp_path: Path, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    path = tmp_path / "program.py"
-    path.write_text(program)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+def torchrun(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a Python program with these arguments in two processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
     return subprocess.run(
-        [*command, str(path), str(tmp_path), *arguments], capture_output=True, text=True, env=ENVIRONMENT, timeout=300
+        [*command, sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
 
 
+def save_the_end(folder: Path) -> None:
+    """Each process writes what it ended with, after the last step."""
+    original = experiment.Experiment._train
+
+    def train(self, spec, run, done):  # type: ignore[no-untyped-def]
+        trained = original(self, spec, run, done)
+        torch.save(trained.network.state_dict(), folder / f"rank{experiment.Processes.from_environment().rank}.pt")
+        return trained
+
+    experiment.Experiment._train = train  # type: ignore[method-assign]
+
+
 def test_both_ranks_end_with_the_same_parameters_and_temperature(tmp_path: Path) -> None:
-    done = torchrun(tmp_path, PROGRAM, *ARGUMENTS, "--out", str(tmp_path / "runs"))
-    assert done.returncode == 0, done.stderr
+    config = LaunchConfig(1, 1, 2, rdzv_backend="c10d", rdzv_endpoint="localhost:0", run_id="test", start_method=METHOD)
+    prepare = [quick, partial(save_the_end, tmp_path)]
+    ended = elastic_launch(config, prepared)(prepare, [*ARGUMENTS, "--out", str(tmp_path / "runs")])
+    assert ended == {0: 0, 1: 0}
     first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     temperatures = [value for name, value in first.items() if name.endswith("temperature")]
     assert temperatures and all(float(value) == 1.0 for value in temperatures)
@@ -58,34 +62,31 @@ def test_both_ranks_end_with_the_same_parameters_and_temperature(tmp_path: Path)
     assert len(rows) == 2
 
 
-# The second process dies in the third step of the second epoch; torchrun ends the first one.
+# The second process dies in the second step of the second epoch; torchrun ends the first one.
 KILLED = """
-import os, signal, sys
+import signal, sys
 from condconv.training.checkpoint import CheckpointKeeper
-from condconv.training.module import ClassificationModule
+from tests.cli.runner import prepared, signal_in_step
 CheckpointKeeper.every_seconds = 0.0
-training_step = ClassificationModule.training_step
-def step(self, batch, batch_idx):
-    if "--resume" not in sys.argv and (self.current_epoch, batch_idx, os.environ["RANK"]) == (1, 5, "1"):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return training_step(self, batch, batch_idx)
-ClassificationModule.training_step = step
-from condconv.cli.main import main
-sys.exit(main(sys.argv[2:]))
+if "--resume" not in sys.argv:
+    signal_in_step(signal.SIGKILL, 1, 3, rank="1")
+sys.exit(prepared([], sys.argv[1:]))
 """
 
 
 @pytest.mark.slow
 def test_killed_and_resumed_in_two_processes_equals_uninterrupted(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert torchrun(tmp_path, PROGRAM, *ARGUMENTS, "--out", str(whole)).returncode == 0
-    assert torchrun(tmp_path, KILLED, *ARGUMENTS, "--out", str(killed)).returncode != 0
+    program = "import sys; from condconv.cli.main import main; sys.exit(main())"
+    done = torchrun(program, *ARGUMENTS, "--out", str(whole))
+    assert done.returncode == 0, done.stderr
+    assert torchrun(KILLED, *ARGUMENTS, "--out", str(killed)).returncode != 0
     run = killed / "small-1"
     assert torch.load(run / "checkpoints" / "conditional.ckpt", weights_only=True)["SourceDataModule"] == {
         "epoch": 1,
-        "position": 40,
+        "position": 20,
     }
-    done = torchrun(tmp_path, KILLED, "train", "--resume", str(run))
+    done = torchrun(KILLED, "train", "--resume", str(run))
     assert done.returncode == 0, done.stderr
     assert metrics(run) == metrics(whole / "small-1")
     assert same_weights(run, whole / "small-1", "conditional")

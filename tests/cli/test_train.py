@@ -3,8 +3,10 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ import yaml
 from safetensors import safe_open
 
 from condconv.cli.main import VERBS, main
-from tests.cli.runner import SMALL, condconv, metrics, same_weights, signal_at
+from tests.cli.runner import SMALL, condconv, metrics, quick, same_weights, signal_in_step
 from tests.data.writers import write_folder_set
 
 Fails = Callable[..., str]
@@ -77,11 +79,16 @@ def test_every_verb_answers_help() -> None:
         assert caught.value.code == 0
 
 
+# What is drawn for each image.
+MIXED = (*SMALL, "--mixup", "0.2", "--auto-augment", "trivial")
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of an uninterrupted run."""
+    """The run folder of an uninterrupted run, by the command that is installed."""
     out = tmp_path_factory.mktemp("whole")
-    done = condconv("train", *SMALL, "--out", str(out))
+    command = [str(Path(sys.executable).with_name("condconv")), "train", *MIXED, "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     return out / "small-1"
@@ -108,15 +115,15 @@ def test_asked_to_stop_it_resumes_at_the_position_inside_the_epoch(
     whole: Path, tmp_path: Path, signum: signal.Signals, code: int
 ) -> None:
     # With two workers, which changes nothing about the results.
-    arguments = ("train", *SMALL, "--out", str(tmp_path), "--workers", "2")
-    stopped = condconv(*arguments, preamble=signal_at(signum, epoch=1, step=7))
+    arguments = ("train", *MIXED, "--out", str(tmp_path), "--workers", "2")
+    stopped = condconv(*arguments, prepare=[partial(signal_in_step, signum, 1, 3)])
     run, output = tmp_path / "small-1", stopped.stdout + stopped.stderr
     assert stopped.returncode == code, output
     assert f"condconv train --resume {run}" in output
     assert "Traceback" not in output
     position = torch.load(run / "checkpoints" / "conditional.ckpt", weights_only=True)["SourceDataModule"]
-    assert position == {"epoch": 1, "position": 8 * 8}  # the step in which the signal came was finished
-    done = condconv("train", "--resume", str(run))
+    assert position == {"epoch": 1, "position": 4 * 8}  # the step in which the signal came was finished
+    done = condconv("train", "--resume", str(run), prepare=[quick])
     assert done.returncode == 0, done.stderr
     assert metrics(run) == metrics(whole)
     assert same_weights(run, whole, "conditional")
@@ -150,17 +157,17 @@ def test_a_checkpoint_of_another_model_is_refused(whole: Path, tmp_path: Path, f
     assert "another run (num_experts 2 there, 3 here)" in fails("train", "--resume", str(run))
 
 
-# A write beyond this size fails as it does on a full disk: with an error in the middle of the file.
-FULL_DISK = (
-    "import resource, signal\n"
-    "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-    "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))"
-)
+def full_disk() -> None:
+    """A write beyond 100 kB fails as it does on a full disk: with an error in the middle of the file."""
+    import resource
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs RLIMIT_FSIZE")
 def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path) -> None:
-    done = condconv("train", *SMALL, "--out", str(tmp_path), preamble=FULL_DISK)
+    done = condconv("train", *SMALL, "--out", str(tmp_path), prepare=[full_disk])
     assert done.returncode == 2
     assert "conditional.ckpt: could not be written (File too large)" in done.stderr
     assert "Traceback" not in done.stderr
@@ -184,7 +191,7 @@ def test_damaged_images_are_skipped_when_asked(tmp_path: Path, fails: Fails) -> 
         "--device", "cpu", "--out", str(tmp_path / "runs"),
     )  # fmt: skip
     assert f"{bad}: cannot be decoded" in fails(*arguments)
-    done = condconv(*arguments, "--skip-bad-images", "--name", "skipped")
+    done = condconv(*arguments, "--skip-bad-images", "--name", "skipped", prepare=[quick])
     assert done.returncode == 0, done.stderr
     assert "notice: skipped 1 damaged samples" in done.stdout
     assert "notice: --batch-size 128 is larger than the training set of 8 images; reduced to 8" in done.stdout
@@ -194,7 +201,7 @@ def test_damaged_images_are_skipped_when_asked(tmp_path: Path, fails: Fails) -> 
 def test_twins_are_trained_beside_and_runs_never_overwritten(tmp_path: Path) -> None:
     arguments = ("--epochs", "1", "--limit-train", "64", "--variant", "condconv", "--twin", "--out", str(tmp_path))
     (tmp_path / "small-1").mkdir()
-    done = condconv("train", *SMALL, *arguments)
+    done = condconv("train", *SMALL, *arguments, prepare=[quick])
     assert done.returncode == 0, done.stderr
     run = tmp_path / "small-2"
     assert [row["network"] for row in metrics(run)] == ["conditional", "static", "widened"]

@@ -1,6 +1,6 @@
 """Killed at some point and resumed equals uninterrupted, bit for bit; with everything on that has a state.
 
-The killed run is a fork of this process, which saves it the imports, and gets a real SIGKILL.
+The killed run is a process of its own and gets a real SIGKILL.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,7 @@ from condconv.training import checkpoint
 from condconv.training.checkpoint import CheckpointKeeper, read_checkpoint, require_same_run
 from condconv.training.config import TrainConfig
 from condconv.training.module import ClassificationModule
-from tests.cli.runner import metrics, same_weights
+from tests.cli.runner import Prepare, condconv, metrics, quick, same_weights, signal_in_step
 
 # Three steps of two passes in each of two epochs.
 ARGUMENTS = (
@@ -35,10 +35,8 @@ ARGUMENTS = (
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Save after every step; leave out pictures and latency, which have tests of their own."""
+    quick(monkeypatch)
     monkeypatch.setattr(CheckpointKeeper, "every_seconds", 0.0)
-    monkeypatch.setattr("condconv.training.evaluation._LATENCY_PASSES", 1)
-    monkeypatch.setattr("condconv.training.figures._png", lambda figure: b"")
 
 
 @pytest.fixture(scope="module")
@@ -46,82 +44,53 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of an uninterrupted run."""
     out = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("condconv.training.evaluation._LATENCY_PASSES", 1)
-        patch.setattr("condconv.training.figures._png", lambda figure: b"")
+        quick(patch)
         assert main([*ARGUMENTS, str(out)]) == 0
     return out / "run-1"
 
 
-def killed(out: Path, prepare: Callable[[], None]) -> Path:
-    """Train in a child that `prepare` has told when to kill itself."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks beside other threads.
-        child = os.fork()
-    if child == 0:
-        try:
-            prepare()
-            main([*ARGUMENTS, str(out)])
-        finally:
-            os._exit(1)
-    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
-    return out / "run-1"
+def save_every_step() -> None:
+    CheckpointKeeper.every_seconds = 0.0
 
 
-def _die() -> None:
+def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def in_step(epoch: int, batch: int) -> Callable[[], None]:
-    def prepare() -> None:
-        training_step = ClassificationModule.training_step
-
-        def step(self: ClassificationModule, images: object, batch_idx: int) -> torch.Tensor:
-            if (self.current_epoch, batch_idx) == (epoch, batch):
-                _die()
-            return training_step(self, images, batch_idx)  # type: ignore[arg-type]
-
-        ClassificationModule.training_step = step  # type: ignore[assignment, method-assign]
-
-    return prepare
-
-
-def in_write(number: int, before: Callable[[], None] = _die) -> Callable[[], None]:
+def in_write(number: int, before: Callable[[], None] = die) -> None:
     """Come in when the n-th checkpoint is in a temporary file, half-written for all that the disk knows."""
+    write, sync, count = checkpoint.write_bytes, os.fsync, iter(range(1, 100))
 
-    def prepare() -> None:
-        write, sync, count = checkpoint.write_bytes, os.fsync, iter(range(1, 100))
+    def write_bytes(path: Path, content: bytes) -> None:
+        if next(count) == number:
+            os.fsync = lambda _: before()  # type: ignore[assignment]
+        try:
+            write(path, content)
+        finally:
+            os.fsync = sync
 
-        def write_bytes(path: Path, content: bytes) -> None:
-            if next(count) == number:
-                os.fsync = lambda _: before()  # type: ignore[assignment]
-            try:
-                write(path, content)
-            finally:
-                os.fsync = sync
-
-        checkpoint.write_bytes = write_bytes
-
-    return prepare
+    checkpoint.write_bytes = write_bytes
 
 
-needs_fork = pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA does not survive a fork")
+dies_in_step = partial(signal_in_step, signal.SIGKILL)
 
 
-@needs_fork
 @pytest.mark.parametrize(
     ("prepare", "position"),
     [
-        pytest.param(in_step(1, 3), (1, 8), id="between two passes of a step"),
-        pytest.param(in_write(5), (1, 8), id="inside the write of a checkpoint"),
-        pytest.param(in_write(3), (0, 16), id="inside the write at the end of an epoch", marks=pytest.mark.slow),
-        pytest.param(in_step(1, 0), (1, 0), id="between two epochs", marks=pytest.mark.slow),
-        pytest.param(in_step(0, 1), None, id="before the first checkpoint", marks=pytest.mark.slow),
+        pytest.param(partial(dies_in_step, 1, 3), (1, 8), id="between two passes of a step"),
+        pytest.param(partial(in_write, 5), (1, 8), id="inside the write of a checkpoint"),
+        pytest.param(partial(in_write, 3), (0, 16), id="inside the write as an epoch ends", marks=pytest.mark.slow),
+        pytest.param(partial(dies_in_step, 1, 0), (1, 0), id="between two epochs", marks=pytest.mark.slow),
+        pytest.param(partial(dies_in_step, 0, 1), None, id="before the first checkpoint", marks=pytest.mark.slow),
     ],
 )
 def test_killed_and_resumed_equals_uninterrupted(
-    whole: Path, tmp_path: Path, prepare: Callable[[], None], position: tuple[int, int] | None
+    whole: Path, tmp_path: Path, prepare: Prepare, position: tuple[int, int] | None
 ) -> None:
-    run = killed(tmp_path, prepare)
+    killed = condconv(*ARGUMENTS, str(tmp_path), prepare=[quick, save_every_step, prepare])
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    run = tmp_path / "run-1"
     path = run / "checkpoints" / "conditional.ckpt"
     assert path.exists() == (position is not None)
     if position is not None:
@@ -139,7 +108,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(checkpoint, "write_bytes", checkpoint.write_bytes)  # put back what `in_write` changes
-    in_write(5, full)()
+    in_write(5, full)
     assert main([*ARGUMENTS, str(tmp_path)]) == 2
     assert (
         "could not be written (No space left on device); what stood there before is intact" in capsys.readouterr().err
