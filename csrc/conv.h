@@ -16,7 +16,7 @@ constexpr int64_t size_of(Storage s) { return s == Storage::f32 ? 4 : s == Stora
 
 constexpr int64_t kBlock = 16;  // columns of one block of a packed bank
 constexpr int64_t kChunk = 64;  // rows of one chunk of a packed bank
-constexpr int64_t kDepthwiseMap = 128 * 1024;  // floats of a depthwise panel's input that stay in L2
+constexpr int64_t kDepthwiseMap = 512 * 1024;  // bytes of a depthwise convolution's input that stay in L2
 
 // n expert matrices (K rows, N columns) for each group, in the layout of condconv/packed.py.
 struct Bank {
@@ -83,6 +83,7 @@ struct Depthwise {
   float threshold;
   int64_t panel;  // channels that one thread takes at once, a multiple of 32
   bool flipped;   // read the taps from last to first: the gradient of the input of a convolution of stride 1
+  const int64_t* column;  // (kernel_w, out_width): where in a row, in bytes, a tap of an output finds its input; -1 if outside
   Bank bank;
 
   int64_t panels() const { return (channels + panel - 1) / panel; }

@@ -164,14 +164,20 @@ Depthwise depthwise_of(const Geometry& g, Storage maps, const void* x, void* y, 
   return d;
 }
 
-// Long runs of channels are read best: a panel is as wide as its input stays in L2 and all threads have work.
+// A panel is as wide as all threads have work: long runs of channels are read best.
 void run_depthwise(Depthwise d) {
   const Kernels& k = checked_kernels();
   const int64_t threads = std::max<int64_t>(1, torch::stable::get_num_threads());
   const int64_t parts = d.batch % threads == 0 ? 1 : (threads + d.batch - 1) / d.batch + (d.batch > 1);
-  const int64_t positions = (d.out_height * d.stride_h + d.kernel_h) * (d.out_width * d.stride_w + d.kernel_w);
-  const int64_t widest = std::max<int64_t>(kDepthwiseMap / positions / kSplit, 2) * kSplit;
-  d.panel = std::min(widest, ((d.channels + parts - 1) / parts + kSplit - 1) / kSplit * kSplit);
+  d.panel = ((d.channels + parts - 1) / parts + kSplit - 1) / kSplit * kSplit;
+  std::vector<int64_t> column;
+  for (int64_t kw = 0; kw < d.kernel_w; kw++) {
+    for (int64_t ow = 0; ow < d.out_width; ow++) {
+      const int64_t w = ow * d.stride_w - d.pad_w + kw * d.dilation_w;
+      column.push_back(w >= 0 && w < d.width ? w * d.channels * size_of(d.maps) : -1);
+    }
+  }
+  d.column = column.data();
   const int64_t groups = std::min(d.batch, threads);
   torch::stable::parallel_for(0, groups * d.panels(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; unit++) {

@@ -57,6 +57,18 @@ def description() -> dict[str, object]:
     }
 
 
+class Steal:
+    """The share of the processors' time that the hypervisor gave to other guests, since this was made."""
+
+    def __init__(self) -> None:
+        self._before = _ticks()
+
+    def percent(self) -> float:
+        """Percent of all time until now."""
+        passed = [now - before for now, before in zip(_ticks(), self._before, strict=True)]
+        return 100 * passed[7] / sum(passed) if sum(passed) else 0.0
+
+
 class Quiet:
     """Watches how much of the processors others take (Linux; elsewhere it sees nothing).
 
@@ -71,16 +83,13 @@ class Quiet:
         total = sum(after) - sum(before)
         idle = sum(after[3:5]) - sum(before[3:5])  # idle, and waiting for a disk
         self.busy_percent = 100 * (1 - idle / total) if seconds and total else 0.0
-        self._last = after
+        self._steal = Steal()
         if self.busy_percent > NOISY_PERCENT:
             print(f"warning: other processes take {self.busy_percent:.0f} % of this machine; times will be noise")
 
     def columns(self) -> dict[str, object]:
         """Load, and how busy the machine was before the run and since the last question."""
-        now = _ticks()
-        total = sum(now) - sum(self._last)
-        steal = 100 * (now[7] - self._last[7]) / total if total else 0.0
-        self._last = now
+        steal, self._steal = self._steal.percent(), Steal()
         return {
             "load": f"{os.getloadavg()[0]:.2f}" if hasattr(os, "getloadavg") else "",
             "busy_percent": f"{self.busy_percent:.1f}",

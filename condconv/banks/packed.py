@@ -73,12 +73,13 @@ class PackedBank(Bank):
 
     def forward(self, coefficients: Tensor) -> Packed:
         """Return the lowered form for coefficients (B, n)."""
+        held = self._buffers  # An nn.Module finds its attributes slowly.
         return Packed(
             coefficients,
             self.packed,
-            self.scale,
-            self.bias,
-            self.shift,
+            held["scale"],
+            held["bias"],
+            held["shift"],
             self.kernel_shape,
             self.groups,
             self.threshold,

@@ -177,8 +177,9 @@ def execute(x: Tensor, lowered: Lowered, geometry: ConvGeometry, strategy: str) 
     if not torch.compiler.is_exporting() and x.shape[0] == 0:
         y = _empty_output(x, lowered, geometry)
     else:
-        y = strategies[strategy](x, lowered, geometry)
-        if strategies[strategy].adds_bias:
+        chosen = strategies[strategy]
+        y = chosen(x, lowered, geometry)
+        if chosen.adds_bias:
             return y
     bias = lowered.bias
     return y if bias is None else y + bias.to(y.dtype).reshape(*bias.shape, *[1] * geometry.rank)

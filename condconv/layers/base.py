@@ -124,7 +124,7 @@ class ConditionalLayer(nn.Module):
             return _planned(x, lowered, geometry, self.strategy, self._where())
         kernels = reuse(self, lowered, x)
         strategy = choose(x, kernels, geometry, self.strategy, self._where())
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and strategy != self._last_strategy:  # An nn.Module sets them slowly.
             self._last_strategy = strategy
         return execute(x, kernels, geometry, strategy)
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
+import operator
 from collections.abc import Sequence
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -75,6 +78,7 @@ class _ConditionalConv(ConditionalLayer):
         self.geometry = ConvGeometry(
             self.stride, zeros, self.dilation, groups, self.transposed, self.output_padding if self.transposed else ()
         )
+        self._smallest = tuple(self._smallest_size(i) for i in range(rank))
         shape = (in_channels, out_channels // groups) if self.transposed else (out_channels, in_channels // groups)
         self._set_up(num_experts, router, strategy, (*shape, *self.kernel_size), bias, device, dtype)
 
@@ -125,23 +129,37 @@ class _ConditionalConv(ConditionalLayer):
                 f"{self._where()}: input of shape {tuple(x.shape)} has {x.shape[-self.rank - 1]} channels; "
                 f"in_channels={self.in_channels}"
             )
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or all(map(operator.ge, x.shape[-self.rank :], self._smallest)):
             return
-        space = x.shape[-self.rank :]
-        for i, size in enumerate(space):
-            low, high = self._prepad[2 * (self.rank - 1 - i) : 2 * (self.rank - i)] or (0, 0)
-            limit = {"reflect": size - 1, "circular": size}.get(self.padding_mode)
-            if limit is not None and max(low, high) > limit:
+        for i, size in enumerate(x.shape[-self.rank :]):
+            limit = self._padding_limit(size)
+            if max(self._prepadding(i)) > limit:
                 raise ShapeError(
-                    f"{self._where()}: {self.padding_mode} padding of {max(low, high)} on an input of shape "
+                    f"{self._where()}: {self.padding_mode} padding of {max(self._prepadding(i))} on an input of shape "
                     f"{tuple(x.shape)}: it may be at most {limit} there; pad less or use larger inputs"
                 )
-            if self.geometry.output_size([size + low + high] * self.rank, self.kernel_size)[i] < 1:
-                raise ShapeError(
-                    f"{self._where()}: input of shape {tuple(x.shape)} is too small for "
-                    f"kernel_size={self.kernel_size}, "
-                    f"padding={self.padding}, dilation={self.dilation}; use larger inputs or more padding"
-                )
+        raise ShapeError(
+            f"{self._where()}: input of shape {tuple(x.shape)} is too small for kernel_size={self.kernel_size}, "
+            f"padding={self.padding}, dilation={self.dilation}; use larger inputs or more padding"
+        )
+
+    def _prepadding(self, i: int) -> tuple[int, int]:
+        """What the layer itself pads before and after a spatial dimension."""
+        low, high = self._prepad[2 * (self.rank - 1 - i) : 2 * (self.rank - i)] or (0, 0)
+        return low, high
+
+    def _padding_limit(self, size: int) -> float:
+        """How much may be padded to a dimension of that size."""
+        return {"reflect": size - 1, "circular": size}.get(self.padding_mode, math.inf)
+
+    def _smallest_size(self, i: int) -> int:
+        """The smallest size of a spatial dimension that has an output."""
+        low, high = self._prepadding(i)
+        for size in itertools.count():
+            outputs = self.geometry.output_size([size + low + high] * self.rank, self.kernel_size)
+            if outputs[i] >= 1 and max(low, high) <= self._padding_limit(size):
+                return size
+        raise AssertionError
 
     def forward(self, x: Tensor, coefficients: Tensor | None = None) -> Tensor:
         """Convolve each example with its own kernel.

@@ -53,11 +53,10 @@ class Native:
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))  # The experts stay as they are: they are mixed in f32.
         line = geometry.rank == 1
-        shape = lowered.kernel_shape
-        stride, padding, dilation = list(geometry.stride), list(geometry.padding), list(geometry.dilation)
+        shape, stride, padding, dilation = lowered.kernel_shape, geometry.stride, geometry.padding, geometry.dilation
         if line:  # An image of one row.
             x, shape = x.unsqueeze(2), (*shape[:2], 1, *shape[2:])
-            stride, padding, dilation = [1, *stride], [0, *padding], [1, *dilation]
+            stride, padding, dilation = (1, *stride), (0, *padding), (1, *dilation)
         if isinstance(lowered, Packed):
             if needs_gradient(x, lowered):
                 raise StrategyError(
@@ -70,9 +69,7 @@ class Native:
             )  # fmt: skip
         else:
             experts = lowered.experts.unsqueeze(3) if line else lowered.experts
-            y = torch.ops.condconv.conv2d(
-                x, lowered.coefficients, experts, stride, padding, dilation, geometry.groups
-            )
+            y = torch.ops.condconv.conv2d(x, lowered.coefficients, experts, stride, padding, dilation, geometry.groups)
             bias = lowered.bias
             y = y if bias is None else y + bias.to(y.dtype).reshape(*bias.shape, 1, 1)
         if x.shape[1] > 1 and x.stride(1) != 1:
