@@ -1,17 +1,8 @@
-"""The native operator on bf16 input equals convolutions with kernels mixed in f64, with each instruction set.
-
-The instruction set is chosen once in a process: this file, run as a script, checks the cases with the one that
-CONDCONV_ISA asks for.
-"""
+"""The native operator on bf16 input equals convolutions with kernels mixed in f64."""
 
 from __future__ import annotations
 
-import itertools
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -19,32 +10,12 @@ from torch import Tensor
 from torch.nn.functional import conv2d
 
 from condconv.execution import native
-from condconv.packed import STORAGES, pack, unpack
+from condconv.packed import STORAGES
+from tests.execution.native_cases import NEEDS_NATIVE, Case, Problem
 
-pytestmark = pytest.mark.skipif(not native.available(), reason=f"no native operator: {native.load_error()}")
+pytestmark = NEEDS_NATIVE
 
-
-class Case(NamedTuple):
-    """B, n and the convolution; sizes that are no multiples of any block, and depths of more than one run of a bank."""
-
-    batch: int
-    experts: int
-    in_channels: int
-    out_channels: int
-    size: tuple[int, int]
-    kernel: int = 1
-    stride: int = 1
-    padding: int = 0
-    dilation: int = 1
-    groups: int = 1
-
-    def geometry(self) -> tuple[list[int], list[int], list[int], int]:
-        return [self.stride] * 2, [self.padding] * 2, [self.dilation] * 2, self.groups
-
-    def kernel_shape(self) -> list[int]:
-        return [self.out_channels, self.in_channels // self.groups, self.kernel, self.kernel]
-
-
+# Sizes that are no multiples of any block, and depths of more than one run of a bank.
 CASES = [
     Case(1, 8, 32, 48, (7, 7)),
     Case(3, 1, 20, 30, (5, 6)),
@@ -59,31 +30,6 @@ CASES = [
     Case(5, 8, 40, 40, (14, 14), kernel=3, padding=1, groups=40),
     Case(0, 4, 16, 24, (4, 4), kernel=3, padding=1),
 ]
-
-
-class Problem:
-    def __init__(self, case: Case, storage: str) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self.case = case
-        self.x = torch.randn(case.batch, case.in_channels, *case.size, generator=generator).bfloat16()
-        self.coefficients = torch.rand(case.batch, case.experts, generator=generator)
-        experts = torch.randn(case.experts, *case.kernel_shape(), generator=generator)
-        self.bias = torch.randn(case.experts, case.out_channels, generator=generator)
-        self.packed, self.scale = pack(experts, case.groups, storage)
-        self.experts = unpack(self.packed, self.scale, case.kernel_shape(), case.groups)
-
-    def run(self) -> Tensor:
-        weights = (self.packed, self.scale, self.bias, None, self.case.kernel_shape())
-        return torch.ops.condconv.conv2d_packed(self.x, self.coefficients, *weights, *self.case.geometry(), 0.0)
-
-    def expected(self) -> Tensor:
-        kernels = torch.einsum("bn,noikl->boikl", self.coefficients.double(), self.experts.double())
-        biases = self.coefficients.double() @ self.bias.double()
-        one = [
-            conv2d(x.unsqueeze(0), kernel, bias, *self.case.geometry())
-            for x, kernel, bias in zip(self.x.double(), kernels, biases, strict=True)
-        ]
-        return torch.cat(one) if one else self.run().double()
 
 
 def assert_equal_up_to_rounding(y: Tensor, expected: Tensor) -> None:
@@ -102,18 +48,10 @@ def test_equals_the_reference(case: Case, storage: str) -> None:
     assert_equal_up_to_rounding(problem.run(), expected)
 
 
-@pytest.mark.parametrize("isa", ["avx2", "avx512"])
-def test_equals_the_reference_with_lesser_instructions(isa: str) -> None:
-    environment = {**os.environ, "CONDCONV_ISA": isa, "OMP_NUM_THREADS": "1"}
-    run = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout + run.stderr
-    if run.stdout.strip() != isa:
-        pytest.skip(f"this CPU has no {isa}")
-
-
+@pytest.mark.parametrize("storage", ["bf16", "int8"])
 @pytest.mark.parametrize("case", [CASES[2], CASES[6], CASES[9]], ids=str)
-def test_what_is_not_finite_stays_in_its_example(case: Case) -> None:
-    problem = Problem(case, "bf16")
+def test_what_is_not_finite_stays_in_its_example(case: Case, storage: str) -> None:
+    problem = Problem(case, storage)
     clean = problem.run()
     problem.x[0, 1, 2, 2] = torch.nan
     problem.coefficients[1, 0] = torch.inf
@@ -151,9 +89,3 @@ def test_amx_registers_are_left_to_others() -> None:
 
     with ThreadPoolExecutor(3) as pool:
         assert all(pool.map(both, [0, 1, 2] * 4))
-
-
-if __name__ == "__main__":
-    for case, storage in itertools.product(CASES, STORAGES):
-        test_equals_the_reference(case, storage)
-    print(native.instruction_set())
