@@ -44,7 +44,7 @@ def run(arguments: Sequence[str]) -> int:
     compiler = find_compiler()
     for name, finding in findings(compiler):
         print(f"{name:<20} {finding}")
-    if native.available() or compiler is None:
+    if native.built() or compiler is None:
         return 0
     print(f"\nThe native operator is missing although there is a compiler. Build it with\n    {REBUILD}")
     return 1
@@ -82,9 +82,10 @@ def find_compiler() -> str | None:
 
 def operator() -> str:
     """Whether the native operator is there, and which instructions it uses."""
-    if not native.available():
-        return f"missing ({native.load_error() or 'not built'}); the torch strategies serve in its place"
-    return f"built, uses {native.instruction_set()}"
+    if native.available():
+        return f"built, uses {native.instruction_set()}"
+    state = "built, but not used" if native.built() else "missing"
+    return f"{state} ({native.load_error()}); the torch strategies serve in its place"
 
 
 def choices() -> Iterator[tuple[str, str]]:

@@ -26,6 +26,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def missing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The operator was not built."""
     monkeypatch.setattr(native, "available", lambda: False)
+    monkeypatch.setattr(native, "built", lambda: False)
     monkeypatch.setattr(native, "load_error", lambda: "it was never built")
 
 
@@ -60,10 +61,20 @@ def test_a_built_operator_is_named_with_its_instructions(
     compiler: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(native, "available", lambda: True)
+    monkeypatch.setattr(native, "built", lambda: True)
     monkeypatch.setattr(native, "instruction_set", lambda: "avx2")
     monkeypatch.setattr(doctor, "choices", lambda: iter([("dense", "native")]))
     assert main(["doctor"]) == 0
     assert "built, uses avx2" in capsys.readouterr().out
+
+
+def test_an_operator_that_this_machine_cannot_use_is_not_built_again(
+    compiler: Path, missing: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(native, "built", lambda: True)
+    monkeypatch.setattr(native, "load_error", lambda: "this CPU has no AVX2")
+    assert main(["doctor"]) == 0
+    assert "built, but not used (this CPU has no AVX2); the torch strategies serve" in capsys.readouterr().out
 
 
 def test_cxx_names_the_compiler(compiler: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ Second derivatives are taken of plain torch.
 from __future__ import annotations
 
 import math
+import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +33,11 @@ def load_error() -> str | None:
 def available() -> bool:
     """Whether the operators can be used on this machine."""
     return load_error() is None
+
+
+def built() -> bool:
+    """Whether the operators were compiled and loaded, even if the CPU or the environment keeps them from being used."""
+    return hasattr(torch.ops.condconv, "instruction_set")
 
 
 def instruction_set() -> str:
@@ -60,9 +66,7 @@ def _output(x: Tensor, kernel_shape: Sequence[int], geometry: ConvGeometry) -> T
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-def _geometry(
-    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
-) -> ConvGeometry:
+def _geometry(stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int) -> ConvGeometry:
     return ConvGeometry(tuple(stride), tuple(padding), tuple(dilation), groups)
 
 
@@ -181,6 +185,8 @@ def _load() -> str | None:
         return f"{files[0].name} was built for another torch and cannot be loaded ({error}); install condconv again"
     _describe()
     if torch.ops.condconv.instruction_set() == "none":
+        if os.environ.get("CONDCONV_ISA") == "none":
+            return "CONDCONV_ISA=none of the environment turns the operator off"
         return f"this CPU ({platform.machine()}) has neither AVX2 nor AVX-512"
     return None
 
