@@ -155,7 +155,7 @@ class _ConditionalConv(ConditionalLayer):
     def _smallest_size(self, i: int) -> int:
         """The smallest size of a spatial dimension that has an output."""
         low, high = self._prepadding(i)
-        for size in itertools.count():
+        for size in itertools.count(1):
             outputs = self.geometry.output_size([size + low + high] * self.rank, self.kernel_size)
             if outputs[i] >= 1 and max(low, high) <= self._padding_limit(size):
                 return size

@@ -289,6 +289,8 @@ def test_inputs_that_torch_would_choke_on_are_named(cls: Any) -> None:
         cls(8, 8, 3)(torch.randn(2, 8, *[5] * (cls.rank + 1)))
     with pytest.raises(condconv.ShapeError, match="too small for kernel_size"):
         cls(8, 8, 5)(example_input(cls, 2, size=3))
+    with pytest.raises(condconv.ShapeError, match="too small for kernel_size"):
+        cls(8, 8, 1, padding=1)(example_input(cls, 2, size=0))
     with pytest.raises(condconv.ShapeError, match="reflect padding of 4 .* at most 2"):
         cls(8, 8, 3, padding=4, padding_mode="reflect")(example_input(cls, 2, size=3))
 
