@@ -27,11 +27,20 @@ INTRODUCTION = """# Performance
 How long conditional networks take beside their static twins, measured in the same run: same process, same layout
 (channels_last), same folding of batch norms, same number of threads. `timm` is timm's implementation in that run, whose
 batch norms cannot be folded into its experts. Contenders take turns in bursts; a ratio is the median of the ratios of
-the turns, with the 10th and 90th percentile behind it.
+the turns, with the 10th and 90th percentile behind it. A turn in which the hypervisor gave more than 3 % of the
+processors to other guests is measured again.
 
 *Multiply-adds* is the ratio of multiply-adds, and *roofline* what the ratio would be if both networks ran at the limit
 of the machine: max((convolution + mixing) / peak, bytes of the bank / bandwidth), over the same for the static one.
 Peak (a matrix product) and bandwidth (reading as many bytes, warm) are measured at the start of each run.
+"""
+
+GPU = """## On a GPU
+
+`grouped`, `batched_gemm` and `mixture_of_experts` are plain PyTorch and run on a GPU as they are. `triton` mixes and
+multiplies tile by tile there (pointwise, dense and depthwise, forward and backward). The planner never takes it, since
+no GPU was at hand to measure: it was tested in Triton's interpreter and compiled, not run. `python benchmarks/gpu.py`
+measures all of them beside the static convolution, and says so where there is no device.
 """
 
 REPEAT = """## How to repeat it
@@ -66,6 +75,7 @@ def page(results: Results, limits: str) -> str:
         section("Shapes that are not in the planner's table", random_shapes(results.random_shapes)),
         section("The planner's table", planner(results.measured)),
         section("Where the time goes", [limits.strip(), "", *hotspots(results.hotspots)]),
+        GPU,
         REPEAT,
     ]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(part for part in parts if part))
