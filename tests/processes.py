@@ -57,6 +57,8 @@ def _child(
         os.dup2(file, number)
         os.close(file)
     os.environ["COLUMNS"] = "200"
+    # Processes that this one starts are of the usual kind again.
+    multiprocessing.set_start_method(None, force=True)
     if cwd is not None:
         os.chdir(cwd)
     sys.exit(target(*arguments))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.cli.runner import condconv, quick
+from tests.processes import run_code
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -31,22 +32,19 @@ def name_of(thing: object) -> str:
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=name_of)
 def test_python_blocks_run_in_order(page: Path, tmp_path: Path) -> None:
-    code = "\n".join(blocks(page, "python"))
-    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    run = run_code("\n".join(blocks(page, "python")), cwd=tmp_path)
     assert run.returncode == 0, run.stderr
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if commands(p)], ids=name_of)
 def test_shell_commands_run(page: Path, tmp_path: Path) -> None:
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     for command in commands(page):
         words = shlex.split(command)
         if words[0] == "make":  # what it installs and trains is too much for a test: the target must exist
-            words, folder = ["make", "-n", *words[1:]], ROOT
+            run = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True)
         else:
             assert words[0] == "condconv", f"{page.name}: {command!r} is neither make nor condconv"
-            folder = tmp_path
-        run = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
+            run = condconv(*words[1:], cwd=tmp_path, prepare=[quick])
         assert run.returncode == 0, f"{command}\n{run.stdout}\n{run.stderr}"
 
 

@@ -68,6 +68,18 @@ def agree(value: int) -> int:
 
 
 def leave_signals_to_parent(_: int = 0) -> None:
-    """Let a loader process outlive Ctrl-C: its parent still needs batches to finish the step, and ends it then."""
+    """Let a loader process outlive a signal to the whole group (Ctrl-C in a terminal, SIGTERM from a scheduler).
+
+    Its parent still needs batches to finish the step, and ends it then: with SIGTERM, which counts from there alone.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_parent_asks, daemon=True).start()
+
+
+def _end_when_parent_asks() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

@@ -1,4 +1,4 @@
-"""`condconv analyze` and the report at the end of `condconv train`, by real processes."""
+"""`condconv analyze` and the report at the end of `condconv train`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from PIL import Image
 from condconv.cli.main import main
 from condconv.data import open_source
 from condconv.models import create_model, save_pretrained
-from tests.cli.runner import SMALL, condconv
+from tests.cli.runner import SMALL, condconv, quick
 
 WORKERS = ("--workers", "0")
 TRAINING = (
     *(word for word in SMALL if word != "--no-report"),
-    "--variant", "condconv", "--limit-train", "32", "--limit-val", "40",
+    "--variant", "condconv", "--limit-train", "16", "--limit-val", "40",
 )  # fmt: skip
 
 
@@ -27,7 +27,7 @@ TRAINING = (
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished training run, with report and TensorBoard pictures."""
     out = tmp_path_factory.mktemp("runs")
-    ended = condconv("train", *TRAINING, "--out", str(out), "--tensorboard", "2")
+    ended = condconv("train", *TRAINING, "--out", str(out), "--tensorboard", "2", prepare=[quick])
     assert ended.returncode == 0, ended.stderr
     return out
 
@@ -69,28 +69,23 @@ def test_training_writes_pictures_for_tensorboard_at_every_second_epoch(runs: Pa
     assert [image.step for image in events.Images("routing/depth")] == [2]
 
 
-def test_no_report_skips_it(tmp_path: Path) -> None:
-    ended = condconv("train", *TRAINING, "--out", str(tmp_path), "--no-report", "--epochs", "1")
-    assert ended.returncode == 0, ended.stderr
-    assert not (tmp_path / "small-1" / "report").exists()
-    assert "report.html" not in (tmp_path / "small-1" / "summary.md").read_text()
-
-
-def test_a_run_folder_needs_no_data_and_a_report_is_never_overwritten(runs: Path, tmp_path: Path) -> None:
+def test_a_run_folder_needs_no_data_and_a_report_is_never_overwritten(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "report"
-    ended = condconv("analyze", str(runs / "small-1"), "--out", str(out), "--limit", "50", *WORKERS)
+    ended = condconv("analyze", str(runs / "small-1"), "--out", str(out), "--limit", "20", *WORKERS)
     assert (ended.returncode, ended.stdout) == (0, f"report: {out / 'report.html'}\n"), ended.stderr
     before = (out / "report.html").read_bytes()
-    assert main(["analyze", str(runs / "small-1"), "--out", str(out), "--limit", "20", *WORKERS]) == 0
+    quick(monkeypatch)
+    assert main(["analyze", str(runs / "small-1"), "--out", str(out), "--limit", "10", *WORKERS]) == 0
     assert (out / "report.html").read_bytes() == before
     assert (tmp_path / "report-2" / "report.html").exists()
     with (tmp_path / "report-2" / "attention.csv").open() as file:
         assert len({row["layer"] for row in csv.DictReader(file)}) > 3
 
 
-def test_the_weights_of_the_run_are_what_is_analysed(runs: Path, tmp_path: Path) -> None:
+def test_the_weights_of_the_run_are_what_is_analysed(runs: Path) -> None:
     """The report at the end of training, from the network in memory, equals one made from the files."""
-    assert main(["analyze", str(runs / "small-1"), "--data", "digits", "--out", str(tmp_path / "r"), *WORKERS]) == 0
     from condconv.analysis import examine
     from condconv.training.trained import load_trained
 
@@ -103,7 +98,8 @@ def test_the_weights_of_the_run_are_what_is_analysed(runs: Path, tmp_path: Path)
             assert row["mean"] == "" if mean.isnan() else float(row["mean"]) == pytest.approx(float(mean), abs=1e-5)
 
 
-def test_a_saved_folder_and_a_name(saved: Path, tmp_path: Path) -> None:
+def test_a_saved_folder_and_a_name(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick(monkeypatch)
     assert main(["analyze", str(saved), "--data", "digits", "--limit", "30", "--out", str(tmp_path / "a")]) == 0
     assert "classifier" in layers(tmp_path / "a" / "mean_by_class.csv")
     name = "condconv_mobilenetv1_025"

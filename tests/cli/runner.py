@@ -43,15 +43,20 @@ def quick(patch: pytest.MonkeyPatch | None = None) -> None:
     patch = patch or pytest.MonkeyPatch()
     patch.setattr("condconv.training.evaluation._LATENCY_PASSES", 1)
     patch.setattr("condconv.training.figures._png", lambda figure: b"")
+    patch.setattr("condconv.analysis.report.to_svg", lambda drawn: "<svg></svg>")
 
 
-def signal_in_step(signum: int, epoch: int, batch: int, rank: str | None = None) -> None:
-    """The process sends itself a signal in the middle of a step (both counted from 0), on this rank or on all."""
+def signal_in_step(signum: int, epoch: int, batch: int, rank: str | None = None, group: bool = False) -> None:
+    """A signal comes in the middle of a step (both counted from 0), on this rank or on all, to the process or all of
+    its group.
+    """
     training_step = ClassificationModule.training_step
 
     def step(self: ClassificationModule, images: object, batch_idx: int) -> torch.Tensor:
         if (self.current_epoch, batch_idx) == (epoch, batch) and rank in (None, os.environ.get("RANK")):
-            os.kill(os.getpid(), signum)
+            pid = -os.getpgrp() if group else os.getpid()
+            # Sent by another process, as a scheduler does it.
+            subprocess.run(["kill", f"-{int(signum)}", "--", str(pid)])
         return training_step(self, images, batch_idx)  # type: ignore[arg-type]
 
     ClassificationModule.training_step = step  # type: ignore[assignment, method-assign]
