@@ -58,6 +58,11 @@ class ConvGeometry:
         plain = self.stride == ones and self.padding == (0,) * self.rank and not any(self.output_padding)
         return plain and tuple(kernel_shape[2:]) == ones and self.groups == 1
 
+    def picks_positions(self, kernel_shape: Sequence[int]) -> bool:
+        """Whether a kernel of this shape multiplies some positions by a matrix, those that the stride meets."""
+        alone = not self.transposed and self.groups == 1 and not any(self.padding)
+        return alone and all(size == 1 for size in kernel_shape[2:])
+
     def macs(self, kernel_shape: Sequence[int], input_size: Sequence[int]) -> int:
         """Return the multiply-adds of one example (one multiply and one add = 1; padding counts as input, bias not)."""
         positions = input_size if self.transposed else self.output_size(input_size, kernel_shape[2:])

@@ -3,7 +3,8 @@
     python -m benchmarks.speed.layers     writes benchmarks/results/layers.csv
 
 Ours runs in the inference form, its experts stored as f32, bf16 or int8, with the strategy that the planner chooses and
-with each one pinned (f32). The static convolution and timm's layer run in both memory layouts; the faster one counts.
+with each one pinned (f32). The static twin runs in channels_last, as ours do; in the contiguous layout it has
+a row of its own. timm's layer runs in both layouts, and the faster one counts.
 """
 
 from __future__ import annotations
@@ -182,19 +183,20 @@ def rows(cell: Cell, given: argparse.Namespace, roofline: Roofline) -> Iterator[
     mine = {f"ours {our.storage} {our.asked}": our for our in ours(cell, x, coefficients)}
     calls = {name: our.call for name, our in mine.items()} | others(cell, x, coefficients)
     timings = measure(calls, quick=given.quick)
-    static = faster(timings, "static")
+    static = "static channels_last"
     convolution, mixing = cell.macs
     static_limit = roofline.ms(convolution, 4 * cell.kernel_macs)
-    for name in (static, faster(timings, "timm"), *mine):
+    for name in (static, "static contiguous", faster(timings, "timm"), *mine):
         our = mine.get(name)
         read = cell.experts if cell.active is None else min(cell.experts, cell.active * cell.batch)
         bank = read * cell.kernel_macs * STORAGE_BYTES[our.storage if our else "f32"]
-        is_static = name == static
+        is_static = name.startswith("static")
         limit = static_limit if is_static else roofline.ms(convolution + mixing, bank)
         yield {
             "cell": cell.name, "group": cell.group, "kernel_size": cell.kernel, "in_channels": cell.in_channels,
             "out_channels": cell.out_channels, "size": cell.size, "batch": cell.batch, "groups": cell.groups,
-            "experts": cell.experts, "active": cell.active or "", "contender": name.split()[0],
+            "experts": cell.experts, "active": cell.active or "",
+            "contender": name if name == "static contiguous" else name.split()[0],
             "storage": our.storage if our else "f32", "asked": our.asked if our else "",
             "strategy": our.strategy if our else name.split()[1], **timing_columns(timings[name], timings[static]),
             "macs_ratio": f"{1 if is_static else 1 + mixing / convolution:.3f}", "roofline_ms": f"{limit:.4f}",

@@ -177,7 +177,7 @@ def training(lines: Sequence[Line]) -> list[str]:
 def layers(lines: Sequence[Line], groups: Sequence[str]) -> list[str]:
     """Ratios of each layer: timm, ours by strategy (f32) and by storage; geometric means below."""
     chosen = [line for line in lines if line["group"] in groups]
-    columns = [("timm", "f32", "")]
+    columns = [("static contiguous", "f32", ""), ("timm", "f32", "")]
     columns += dict.fromkeys(
         (line["contender"], line["storage"], line["asked"]) for line in chosen if line["contender"] == "ours"
     )
@@ -213,7 +213,7 @@ def scaling(lines: Sequence[Line]) -> list[str]:
         steps = list(dict.fromkeys(line[column] for line in chosen))
         body: dict[tuple[str, ...], dict[str, str]] = {}
         for line in chosen:
-            if line["contender"] != "static":
+            if not line["contender"].startswith("static"):
                 layer = layer_name(line)
                 body.setdefault((layer, line["contender"], line["storage"]), {})[line[column]] = line["ratio"]
         rows = [[*key, *(ratio(float(r[s])) if s in r else "–" for s in steps)] for key, r in body.items()]

@@ -2,6 +2,7 @@
 
     pointwise, channels_last x:  y (B, HW, O)  = x (B, HW, I)      ·  Wᵀ (B, I, O)
     pointwise, contiguous x:     y (B, O, HW)  = W (B, O, I)       ·  x (B, I, HW)
+    pointwise with a stride:     the same, of the positions that the stride meets
     otherwise:                   y (B·g, O/g, L) = W (B·g, O/g, I/g·K) · columns (B·g, I/g·K, L)
     transposed:                  columns (B·g, O/g·K, L) = Wᵀ · x, then added up where windows overlap
 
@@ -41,6 +42,9 @@ class BatchedGemm:
         if geometry.is_pointwise(lowered.kernel_shape):
             matrix = kernels.flatten(2)  # B O I, or B I O transposed
             return _pointwise(x, matrix.transpose(1, 2) if geometry.transposed else matrix)
+        if geometry.picks_positions(lowered.kernel_shape):
+            every = tuple(slice(None, None, step) for step in geometry.stride)
+            return _pointwise(x[(slice(None), slice(None), *every)], kernels.flatten(2))
         return _transposed(x, kernels, geometry) if geometry.transposed else _windows(x, kernels, geometry)
 
 

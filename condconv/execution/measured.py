@@ -33,7 +33,6 @@ class Shape(NamedTuple):
     threads: int
 
 
-@functools.lru_cache(maxsize=4096)
 def ranking(shape: Shape) -> tuple[str, ...]:
     """Return the strategies by their time at the measured shape nearest to this one; none for a kind not measured."""
     rows = _table().get((shape.kind, shape.channels_last), ())

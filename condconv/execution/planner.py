@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -136,7 +137,8 @@ def _plan(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> str:
     if native and (isinstance(lowered, Packed) or training or torch.compiler.is_compiling()):
         return "native"
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
-        for name in ranking(_measurable(x, lowered, geometry)):
+        last = x.shape[1] == 1 or x.stride(1) == 1
+        for name in _measured(x.shape, last, lowered.kernel_shape, geometry, torch.get_num_threads()):
             if native if name == "native" else strategies[name].supports(lowered, geometry) is None:
                 return name
     shape = lowered.kernel_shape
@@ -147,19 +149,25 @@ def _plan(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> str:
     return "batched_gemm" if dense and x.shape[0] > 1 and positions <= 196 else "grouped"
 
 
-def _measurable(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> Shape:
-    """What `measured.csv` knows of a convolution; those that it does not know are "grouped" or "transposed"."""
-    shape = lowered.kernel_shape
+@functools.lru_cache(maxsize=4096)
+def _measured(
+    size: torch.Size, channels_last: bool, shape: tuple[int, ...], geometry: ConvGeometry, threads: int
+) -> tuple[str, ...]:
+    """The strategies for x of a size and kernels of a shape, fastest first; none where nothing like it was measured.
+
+    Grouped convolutions are not in the table: in channels_last `native` led on all that were tried, else `grouped`.
+    """
     taps, out_channels = math.prod(shape[2:]), geometry.out_channels(shape)
     if geometry.transposed:
-        kind = "transposed"
-    elif geometry.groups == 1:
+        return ()
+    if geometry.groups == 1:
         kind = "pointwise" if taps == 1 else "dense"
+    elif shape[1] == 1 and out_channels == geometry.groups:
+        kind = "depthwise"
     else:
-        kind = "depthwise" if shape[1] == 1 and out_channels == geometry.groups else "grouped"
-    positions = math.prod(geometry.output_size(x.shape[2:], shape[2:]))
-    last = x.shape[1] == 1 or x.stride(1) == 1
-    return Shape(kind, last, x.shape[0], positions, x.shape[1], out_channels, taps, torch.get_num_threads())
+        return ("native",) if channels_last else ("grouped",)
+    positions = math.prod(geometry.output_size(size[2:], shape[2:]))
+    return ranking(Shape(kind, channels_last, size[0], positions, size[1], out_channels, taps, threads))
 
 
 def _native_serves(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> bool:
