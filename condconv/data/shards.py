@@ -65,12 +65,12 @@ def is_shard_folder(folder: Path) -> bool:
     return any(folder.glob("*.tar"))
 
 
-def open_shards(folder: Path, skip_bad: bool = False) -> Source:
+def open_shards(folder: Path, skip_bad: bool = False, num_classes: int | None = None) -> Source:
     """Open `train*.tar` and `val*.tar` or `test*.tar` with `.cls` labels (numbers, or names of `classes.txt`).
 
     Where the folder has a `shards.json`, the shards are those that it lists, with as many samples as it says. A shard
     that is cut short, a sample without label or image, or with a label out of range, raises `DataError`, or is left out
-    and listed with `skip_bad`.
+    and listed with `skip_bad`. Without a `classes.txt` the range is that of `num_classes`, or whatever labels occur.
     """
     if (folder / PROGRESS).is_dir():
         raise DataError(f"{folder}: its shards are not all written; finish it with the same 'condconv shard' again")
@@ -84,7 +84,8 @@ def open_shards(folder: Path, skip_bad: bool = False) -> Source:
         if not shards:
             raise DataError(f"{folder}: no {kind} in it; expected shards of both a training and a validation set")
     named = _class_names(folder / CLASSES)
-    train_entries, problems = index_shards(train_shards, named, skip_bad=skip_bad)
+    allowed = named or (tuple(str(label) for label in range(num_classes)) if num_classes is not None else None)
+    train_entries, problems = index_shards(train_shards, allowed, skip_bad=skip_bad)
     classes = named or tuple(str(label) for label in range(max((e.label for e in train_entries), default=-1) + 1))
     val_entries, val_problems = index_shards(val_shards, classes, skip_bad=skip_bad)
     problems += val_problems

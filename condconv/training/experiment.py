@@ -72,7 +72,7 @@ class Experiment:
         self.console = console
         self.processes = Processes.from_environment()
         self.device = resolve_device(config.device, config.precision)
-        self.source = open_source(config.data, skip_bad=config.skip_bad_images)
+        self.source = open_source(config.data, skip_bad=config.skip_bad_images, num_classes=config.num_classes)
         require_class_count(config, self.source)
         self.source = self.source.limited(config.limit_train, config.limit_val).resized(config.input_size)
         self.config = config

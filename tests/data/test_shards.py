@@ -103,6 +103,16 @@ def test_bad_samples_stop_or_are_listed(tmp_path: Path, extra: dict[str, bytes],
     assert len(source.skipped) == 1 and expected in source.skipped[0]
 
 
+def test_without_names_labels_are_below_the_number_of_classes_that_is_asked_for(tmp_path: Path) -> None:
+    write_shard_set(tmp_path)
+    write_tar(tmp_path / "train-009.tar", {"x.jpg": jpeg(1), "x.cls": b"9"})
+    assert len(open_source(str(tmp_path)).classes) == 10
+    with pytest.raises(DataError, match=r"train-009\.tar, sample x: label 9 is out of range; expected 0 … 2"):
+        open_source(str(tmp_path), num_classes=3)
+    source = open_source(str(tmp_path), skip_bad=True, num_classes=3)
+    assert len(source.classes) == 3 and len(source.skipped) == 1
+
+
 def test_a_shard_that_shrinks_later_is_named(tmp_path: Path) -> None:
     write_shard_set(tmp_path)
     source = open_source(str(tmp_path))
