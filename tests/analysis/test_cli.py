@@ -23,6 +23,11 @@ TRAINING = (
 )  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick(monkeypatch)
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished training run, with report and TensorBoard pictures."""
@@ -69,14 +74,11 @@ def test_training_writes_pictures_for_tensorboard_at_every_second_epoch(runs: Pa
     assert [image.step for image in events.Images("routing/depth")] == [2]
 
 
-def test_a_run_folder_needs_no_data_and_a_report_is_never_overwritten(
-    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_folder_needs_no_data_and_a_report_is_never_overwritten(runs: Path, tmp_path: Path) -> None:
     out = tmp_path / "report"
     ended = condconv("analyze", str(runs / "small-1"), "--out", str(out), "--limit", "20", *WORKERS)
     assert (ended.returncode, ended.stdout) == (0, f"report: {out / 'report.html'}\n"), ended.stderr
     before = (out / "report.html").read_bytes()
-    quick(monkeypatch)
     assert main(["analyze", str(runs / "small-1"), "--out", str(out), "--limit", "10", *WORKERS]) == 0
     assert (out / "report.html").read_bytes() == before
     assert (tmp_path / "report-2" / "report.html").exists()
@@ -98,8 +100,7 @@ def test_the_weights_of_the_run_are_what_is_analysed(runs: Path) -> None:
             assert row["mean"] == "" if mean.isnan() else float(row["mean"]) == pytest.approx(float(mean), abs=1e-5)
 
 
-def test_a_saved_folder_and_a_name(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    quick(monkeypatch)
+def test_a_saved_folder_and_a_name(saved: Path, tmp_path: Path) -> None:
     assert main(["analyze", str(saved), "--data", "digits", "--limit", "30", "--out", str(tmp_path / "a")]) == 0
     assert "classifier" in layers(tmp_path / "a" / "mean_by_class.csv")
     name = "condconv_mobilenetv1_025"
