@@ -21,6 +21,7 @@ from condconv.geometry import ConvGeometry
 from condconv.lowered import Mixture
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
+SLOW = [pytest.mark.slow] if INTERPRETED else []
 ON_GPU = pytest.mark.skipif(INTERPRETED, reason="needs a CUDA device")
 
 # batch, channels (in, out), n, map, kernel, stride, padding, dilation; "depthwise" in the place of out
@@ -35,6 +36,8 @@ SHAPES: dict[str, tuple[Any, ...]] = {
     "depthwise": (2, (5, "depthwise"), 4, (4, 3), (3, 3), (1, 1), (1, 1), (1, 1)),
     "depthwise uneven": (1, (33, "depthwise"), 2, (6, 5), (3, 2), (2, 1), (2, 0), (1, 2)),
 }
+# One of each kernel, with what is uneven in every way.
+QUICK = ("pointwise stride", "dense", "depthwise uneven")
 
 
 def make(name: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Mixture, ConvGeometry]:
@@ -62,7 +65,7 @@ def distance(a: Tensor, b: Tensor) -> float:
     return float((a.double() - b).abs().max() / b.abs().max())
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=SLOW) for name in SHAPES])
 def test_equals_the_reference_in_value_and_gradient(name: str) -> None:
     x, mixture, geometry = make(name)
     assert strategies["triton"].supports(mixture, geometry) is None
@@ -74,7 +77,12 @@ def test_equals_the_reference_in_value_and_gradient(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"), [("dense", torch.bfloat16), ("uneven", torch.float16), ("depthwise", torch.bfloat16)]
+    ("name", "dtype"),
+    [
+        ("dense", torch.bfloat16),
+        pytest.param("uneven", torch.float16, marks=SLOW),
+        pytest.param("depthwise", torch.bfloat16, marks=SLOW),
+    ],
 )
 def test_half_precision_rounds_once(name: str, dtype: torch.dtype) -> None:
     x, mixture, geometry = make(name, dtype)
@@ -95,7 +103,9 @@ def test_any_memory_format_and_mixed_dtypes_are_served() -> None:
     assert distance(low, y.double()) < 0.03
 
 
-@pytest.mark.parametrize(("name", "spoil"), [("pointwise stride", 0), ("pointwise stride", 1), ("depthwise", 0)])
+@pytest.mark.parametrize(
+    ("name", "spoil"), [("pointwise stride", 0), pytest.param("pointwise stride", 1, marks=SLOW), ("depthwise", 0)]
+)
 def test_a_non_finite_example_spoils_no_other(name: str, spoil: int) -> None:
     x, mixture, geometry = make(name)
     y = execute(x, mixture, geometry, "triton")

@@ -146,7 +146,7 @@ def test_torch_export_and_onnx_with_dynamic_batch(variant: str) -> None:
     shapes = ({0: torch.export.Dim("batch")},)
     program = torch.export.export(net, (x,), dynamic_shapes=shapes)
     file = io.BytesIO()
-    torch.onnx.export(net, (x,), dynamo=True, dynamic_shapes=shapes, verbose=False).save(file)
+    torch.onnx.export(program, dynamo=True, verbose=False).save(file)
     session = ort.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
     for batch in (2, 3):
         torch.testing.assert_close(program.module()(x[:batch]), net(x[:batch]), atol=1e-5, rtol=1e-5)
@@ -173,7 +173,7 @@ def test_eight_threads_share_a_model(variant: str) -> None:
 
     def work(i: int) -> None:
         with torch.no_grad():
-            for _ in range(125):
+            for _ in range(40):
                 if not torch.equal(net(inputs[i]), expected[i]):
                     wrong.append(i)
 
