@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -44,6 +46,16 @@ def save_the_end(folder: Path) -> None:
     experiment.Experiment._train = train  # type: ignore[method-assign]
 
 
+@pytest.fixture
+def _signals() -> Iterator[None]:
+    """The agent takes signals over and does not give them back."""
+    before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)}
+    yield
+    for name, handler in before.items():
+        signal.signal(name, handler)
+
+
+@pytest.mark.usefixtures("_signals")
 def test_both_ranks_end_with_the_same_parameters_and_temperature(tmp_path: Path) -> None:
     config = LaunchConfig(1, 1, 2, rdzv_backend="c10d", rdzv_endpoint="localhost:0", run_id="test", start_method=METHOD)
     prepare = [quick, partial(save_the_end, tmp_path)]
