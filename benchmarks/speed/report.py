@@ -198,7 +198,7 @@ def layers(lines: Sequence[Line], groups: Sequence[str]) -> list[str]:
             values = (found[column] for column in columns)
             whole = [f"**{geometric_mean(v):.2f}**" if len(v) == len(cells) else "–" for v in values]
             means.append([f"**{group}: geometric mean**", "", *whole, "", "", ""])
-    titles = [" ".join(part for part in column if part).replace("timm f32", "timm") for column in columns]
+    titles = [" ".join(column) if column[0] == "ours" else column[0] for column in columns]
     return table(["layer", "static ms", *titles, "multiply-adds", "roofline", "auto chose"], [*body, *means])
 
 
