@@ -3,8 +3,8 @@
     python -m benchmarks.speed.layers     writes benchmarks/results/layers.csv
 
 Ours runs in the inference form, its experts stored as f32, bf16 or int8, with the strategy that the planner chooses and
-with each one pinned (f32). The static twin runs in channels_last, as ours do; in the contiguous layout it has
-a row of its own. timm's layer runs in both layouts, and the faster one counts.
+with each one pinned (f32). The static twin runs in channels_last, as ours do; in the contiguous layout it has a row of
+its own. timm's layer runs in both layouts, and the faster one counts.
 """
 
 from __future__ import annotations
@@ -170,9 +170,9 @@ def others(cell: Cell, x: Tensor, coefficients: Tensor) -> dict[str, Call]:
     return calls
 
 
-def faster(timings: dict[str, Timing], kind: str) -> str:
-    """The faster of the two layouts of a kind of contender."""
-    return min((name for name in timings if name.startswith(kind)), key=lambda name: timings[name].ms.median)
+def faster_timm(timings: dict[str, Timing]) -> str:
+    """The layer of timm in the faster of the two layouts."""
+    return min((name for name in timings if name.startswith("timm")), key=lambda name: timings[name].ms.median)
 
 
 @torch.no_grad()
@@ -186,7 +186,7 @@ def rows(cell: Cell, given: argparse.Namespace, roofline: Roofline) -> Iterator[
     static = "static channels_last"
     convolution, mixing = cell.macs
     static_limit = roofline.ms(convolution, 4 * cell.kernel_macs)
-    for name in (static, "static contiguous", faster(timings, "timm"), *mine):
+    for name in (static, "static contiguous", faster_timm(timings), *mine):
         our = mine.get(name)
         read = cell.experts if cell.active is None else min(cell.experts, cell.active * cell.batch)
         bank = read * cell.kernel_macs * STORAGE_BYTES[our.storage if our else "f32"]

@@ -155,11 +155,12 @@ class _ConditionalConv(ConditionalLayer):
     def _smallest_size(self, i: int) -> int:
         """The smallest size of a spatial dimension that has an output."""
         low, high = self._prepadding(i)
-        for size in itertools.count(1):
+
+        def serves(size: int) -> bool:
             outputs = self.geometry.output_size([size + low + high] * self.rank, self.kernel_size)
-            if outputs[i] >= 1 and max(low, high) <= self._padding_limit(size):
-                return size
-        raise AssertionError
+            return outputs[i] >= 1 and max(low, high) <= self._padding_limit(size)
+
+        return next(filter(serves, itertools.count(1)))
 
     def forward(self, x: Tensor, coefficients: Tensor | None = None) -> Tensor:
         """Convolve each example with its own kernel.
