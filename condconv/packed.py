@@ -6,7 +6,7 @@ Each group of each expert is a matrix (K, N): column o of group g is output chan
 input channel i (channels last, as the windows of a channels_last image lie in memory). A depthwise kernel (I/g = 1 and
 O = g) is one matrix of N = O columns and K = |*k| rows, for a column of its own group would waste a whole block.
 
-Columns go in blocks of 16, padded with zeros; rows in chunks of 64, the last one shorter. The flat order in memory is
+Columns go in blocks of 16, padded with zeros; rows in chunks of 8, the last one shorter. The flat order in memory is
 
     group, column block, row chunk, expert, row in the chunk, column in the block
 
@@ -29,8 +29,8 @@ from condconv.errors import argument_error
 
 COLUMNS = 16
 """Columns of a block: one AVX-512 register of f32."""
-ROWS = 64
-"""Rows of a chunk: 4 KiB of one expert in f32, so that memory is read in as many streams as there are experts."""
+ROWS = 8
+"""Rows of a chunk: 512 bytes of one expert in f32, so that all experts are read as one stream of memory."""
 
 STORAGES: dict[str, torch.dtype] = {"f32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 """Names of the storages, and the type of their elements."""

@@ -15,8 +15,8 @@ constexpr int64_t kLine = 64;  // bytes of a line of the caches
 constexpr int64_t size_of(Storage s) { return s == Storage::f32 ? 4 : s == Storage::bf16 ? 2 : 1; }
 
 constexpr int64_t kBlock = 16;  // columns of one block of a packed bank
-constexpr int64_t kChunk = 64;  // rows of one chunk of a packed bank
-constexpr int64_t kDepthwiseMap = 512 * 1024;  // bytes of a depthwise convolution's input that stay in L2
+constexpr int64_t kChunk = 8;   // rows of one chunk of a packed bank
+constexpr int64_t kSpan = 32;  // channels of a depthwise convolution that are convolved together
 
 // n expert matrices (K rows, N columns) for each group, in the layout of condconv/packed.py.
 struct Bank {
@@ -81,12 +81,12 @@ struct Depthwise {
   const float* bias;
   const float* shift;
   float threshold;
-  int64_t panel;  // channels that one thread takes at once, a multiple of 32
+  int64_t panels;  // parts of the channels, in spans of 32, whose kernels are mixed together
   bool flipped;   // read the taps from last to first: the gradient of the input of a convolution of stride 1
   const int64_t* column;  // (kernel_w, out_width): where in a row, in bytes, a tap of an output finds its input; -1 if outside
   Bank bank;
 
-  int64_t panels() const { return (channels + panel - 1) / panel; }
+  int64_t spans() const { return (channels + kSpan - 1) / kSpan; }
 };
 
 struct DepthwiseGradient {

@@ -27,6 +27,7 @@ constexpr int64_t kDepth = 512;               // rows of a bank that are mixed, 
 constexpr int64_t kRowStep = kDepth + kStep;  // between gathered rows: an odd number of cache lines
 constexpr int64_t kPanel = kDepth * kBlock;   // numbers of one block of a panel
 constexpr int64_t kExamples = 4;              // examples whose kernels are mixed at once
+constexpr int64_t kMixed = 64;                 // rows that are mixed, then rounded
 constexpr int64_t kPanelBlocks = 8;           // blocks of columns that are mixed at once
 constexpr int64_t kOutputs = 128 * 1024;      // sums that stay in L2
 
@@ -102,16 +103,16 @@ static void interleave(const float* mixed, int64_t rows, uint16_t* to) {
 static void mix_panels(const Gemm& g, int64_t first, int64_t blocks, int64_t k0, int64_t depth, int64_t b, int64_t examples,
                        uint16_t* panels) {
   static thread_local Scratch memory;
-  float* mixed = memory.floats(kExamples * kChunk * kBlock);
+  float* mixed = memory.floats(kExamples * kMixed * kBlock);
   Mixer mixer(g.bank, g.taps * g.depth, g.groups * g.blocks(), g.coefficients + b * g.bank.experts, examples, g.threshold);
   for (int64_t v = 0; v < blocks; v++) {
     mixer.turn_to(first + v);
-    for (int64_t k = 0; k < depth; k += kChunk) {
-      const int64_t rows = std::min(kChunk, depth - k), whole = (rows + kStep - 1) / kStep * kStep, pairs = (rows + 1) / 2;
-      mixer.mix(k0 + k, rows, mixed, kChunk * kBlock);
+    for (int64_t k = 0; k < depth; k += kMixed) {
+      const int64_t rows = std::min(kMixed, depth - k), whole = (rows + kStep - 1) / kStep * kStep, pairs = (rows + 1) / 2;
+      mixer.mix(k0 + k, rows, mixed, kMixed * kBlock, false);
       for (int64_t e = 0; e < examples; e++) {
         uint16_t* to = panels + (e * blocks + v) * kPanel + k * kBlock;
-        interleave(mixed + e * kChunk * kBlock, rows, to);
+        interleave(mixed + e * kMixed * kBlock, rows, to);
         std::memset(to + pairs * 2 * kBlock, 0, (whole - pairs * 2) * kBlock * sizeof(uint16_t));
       }
     }

@@ -150,8 +150,6 @@ Rows backward_rows(const Geometry& g) {
   return rows;
 }
 
-constexpr int64_t kSplit = 32;  // a depthwise panel has a multiple of these channels
-
 Depthwise depthwise_of(const Geometry& g, Storage maps, const void* x, void* y, const float* coefficients,
                        const Bank& bank) {
   Depthwise d{};
@@ -159,17 +157,20 @@ Depthwise depthwise_of(const Geometry& g, Storage maps, const void* x, void* y, 
   d.out_height = g.out_height, d.out_width = g.out_width, d.kernel_h = g.kernel_h, d.kernel_w = g.kernel_w;
   d.stride_h = g.stride_h, d.stride_w = g.stride_w, d.pad_h = g.pad_h, d.pad_w = g.pad_w;
   d.dilation_h = g.dilation_h, d.dilation_w = g.dilation_w;
-  d.panel = kSplit;
+  d.panels = d.spans();
   d.maps = maps, d.x = x, d.y = y, d.coefficients = coefficients, d.bank = bank;
   return d;
 }
 
-// A panel is as wide as all threads have work: long runs of channels are read best.
+constexpr int64_t kPanelSpans = 6;  // of a depthwise panel: runs of memory that are long enough, kernels that stay in L2
+
+// Threads share the channels, so that each expert is read once, or the examples where those are shared more evenly.
 void run_depthwise(Depthwise d) {
   const Kernels& k = checked_kernels();
-  const int64_t threads = std::max<int64_t>(1, torch::stable::get_num_threads());
-  const int64_t parts = d.batch % threads == 0 ? 1 : (threads + d.batch - 1) / d.batch + (d.batch > 1);
-  d.panel = ((d.channels + parts - 1) / parts + kSplit - 1) / kSplit * kSplit;
+  const int64_t threads = std::max<int64_t>(1, torch::stable::get_num_threads()), spans = d.spans();
+  const bool by_examples = spans < threads || (spans % threads != 0 && d.batch % threads == 0);
+  const int64_t groups = by_examples ? std::min(d.batch, threads) : 1, sharing = by_examples ? 1 : threads;
+  d.panels = std::min((spans + kPanelSpans * sharing - 1) / (kPanelSpans * sharing) * sharing, spans);
   std::vector<int64_t> column;
   for (int64_t kw = 0; kw < d.kernel_w; kw++) {
     for (int64_t ow = 0; ow < d.out_width; ow++) {
@@ -178,11 +179,10 @@ void run_depthwise(Depthwise d) {
     }
   }
   d.column = column.data();
-  const int64_t groups = std::min(d.batch, threads);
-  torch::stable::parallel_for(0, groups * d.panels(), 1, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, groups * d.panels, 1, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; unit++) {
-      const int64_t group = unit / d.panels();
-      k.depthwise(d, d.batch * group / groups, d.batch * (group + 1) / groups, unit % d.panels());
+      const int64_t group = unit / d.panels;
+      k.depthwise(d, d.batch * group / groups, d.batch * (group + 1) / groups, unit % d.panels);
     }
   });
 }
@@ -346,7 +346,7 @@ void expert_gradient(const Geometry& g, const Tensor& grad, const Tensor& x, con
   if (g.depthwise()) {
     const Bank bank{nullptr, Storage::f32, nullptr, g.experts};
     const DepthwiseGradient d{depthwise_of(g, Storage::f32, x.const_data_ptr(), nullptr, coefficients, bank), floats(grad), experts, to};
-    summed(d.shape.panels(), coefficient_grad, [&](int64_t u, float* part) { k.depthwise_gradient(d, u, part); });
+    summed(d.shape.panels, coefficient_grad, [&](int64_t u, float* part) { k.depthwise_gradient(d, u, part); });
     return;
   }
   const Rows rows = forward_rows(g);
