@@ -22,6 +22,7 @@ import condconv
 from condconv.analysis import validation_batches
 from condconv.analysis.collect import Accuracy, Collector
 from condconv.data import open_source
+from condconv.machine import processor
 
 OUT = Path(__file__).resolve().parent / "results" / "analysis_cost.csv"
 NETWORK = "condconv_mobilenetv1_025"
@@ -33,12 +34,6 @@ def resident_mb() -> float:
     """Memory of this process, in 10^6 bytes (Linux)."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
-def processor() -> str:
-    """The processor's name (Linux)."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def main() -> None:

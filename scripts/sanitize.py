@@ -59,19 +59,21 @@ class Case:
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     """Odd channels, empty batches, every geometry that fits, inputs with gaps and in any layout."""
-    kind = draw(st.sampled_from(["dense", "dense", "grouped", "depthwise"]))
+    kind = draw(st.sampled_from(["dense", "dense", "grouped", "depthwise", "sliding"]))
     large = draw(st.sampled_from(["none", "none", "depth", "columns", "batch", "experts", "map"]))
     groups = {"dense": 1, "grouped": draw(st.integers(2, 4))}.get(kind, draw(st.integers(2, 70)))
     depth, columns = draw(st.integers(1, 70)), draw(st.integers(1, 40))
     depth += draw(st.integers(100, 600)) if large == "depth" else 0
     columns += draw(st.integers(100, 230)) if large == "columns" else 0
-    if kind == "depthwise":
+    if kind in ("depthwise", "sliding"):
         depth = columns = 1
 
     def pair(low: int, high: int) -> list[int]:
         return [draw(st.integers(low, high)), draw(st.integers(low, high))]
 
     kernel, stride, padding, dilation = pair(1, 5), pair(1, 3), pair(0, 3), pair(1, 2)
+    if kind == "sliding":  # depthwise, with the channels and the rows for which there are kernels of their own
+        groups, kernel[1], dilation[1] = draw(st.integers(32, 100)), draw(st.sampled_from([3, 5])), 1
     spare = pair(0, 30 if large == "map" else 8)
     least = [max(1, d * (k - 1) + 1 - 2 * p) for k, d, p in zip(kernel, dilation, padding, strict=True)]
     size = [low + more for low, more in zip(least, spare, strict=True)]

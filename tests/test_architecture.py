@@ -14,7 +14,7 @@ import condconv
 
 PACKAGE = Path(condconv.__file__).parent
 FLOORS = [
-    {"errors", "registry", "geometry"},
+    {"errors", "registry", "geometry", "machine"},
     {"lowered", "packed"},
     {"routers", "banks", "execution", "observation", "reuse"},
     {"layers"},

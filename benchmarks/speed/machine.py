@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import functools
 import os
-import platform
 import subprocess
 import time
 from pathlib import Path
@@ -13,21 +12,13 @@ from pathlib import Path
 import torch
 
 from condconv.cli.doctor import version
+from condconv.machine import processor
 
 ROOT = Path(__file__).resolve().parents[2]
 NOISY_PERCENT = 10.0
 
 # What the benchmarks themselves write does not make the code that they measure another one.
 _WRITTEN_HERE = (":!benchmarks/results", ":!docs", ":!condconv/execution/measured.csv")
-
-
-def processor() -> str:
-    """The processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 @functools.cache

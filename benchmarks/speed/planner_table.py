@@ -3,7 +3,8 @@
     python -m benchmarks.speed.planner_table     writes condconv/execution/measured.csv, about five minutes
 
 Forward of the training form (experts in their natural layout), without gradients. An empty time belongs to a strategy
-that cannot serve the shape, or to one whose first calls were hopelessly slow.
+that cannot serve the shape, or to one whose first calls were hopelessly slow. What was measured on processors of other
+makers is kept.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.speed.machine import ROOT, Quiet, processor
-from benchmarks.speed.results import arguments, table
+from benchmarks.speed.machine import ROOT, Quiet
+from benchmarks.speed.results import arguments, read, table
 from condconv.execution import execute, strategies
+from condconv.execution.measured import maker
 from condconv.geometry import ConvGeometry
 from condconv.lowered import Mixture
+from condconv.machine import processor
 
 TABLE = ROOT / "condconv" / "execution" / "measured.csv"
 STRATEGIES = [name for name in strategies if name not in ("reference", "triton")]
@@ -128,7 +131,10 @@ def main(words: Sequence[str] | None = None) -> None:
     Quiet(0 if given.quick else 2)
     path = given.out / TABLE.name if given.quick else TABLE
     started = time.perf_counter()
+    others = [line for line in read(path) if maker(line["machine"]) != maker(processor())]
     with table(path, COLUMNS) as add:
+        for line in others:
+            add(line)
         for threads in (1,) if given.quick else THREADS:
             torch.set_num_threads(threads)
             for cell in QUICK if given.quick else cells():

@@ -32,7 +32,8 @@ processors to other guests is measured again.
 
 *Multiply-adds* is the ratio of multiply-adds, and *roofline* what the ratio would be if both networks ran at the limit
 of the machine: max((convolution + mixing) / peak, bytes of the bank / bandwidth), over the same for the static one.
-Peak (a matrix product) and bandwidth (reading as many bytes, warm) are measured at the start of each run.
+Peak (a matrix product, or a pointwise convolution where that is faster) and bandwidth (reading as many bytes, warm)
+are measured at the start of each run.
 """
 
 GPU = """## On a GPU
@@ -251,18 +252,18 @@ def planner(lines: Sequence[Line]) -> list[str]:
     if not lines:
         return []
     names = [column.removesuffix("_ms") for column in lines[0] if column.endswith("_ms")]
-    wins: dict[tuple[str, str], dict[str, int]] = {}
+    wins: dict[tuple[str, str, str], dict[str, int]] = {}
     for line in lines:
         times = {name: float(line[f"{name}_ms"]) for name in names if line[f"{name}_ms"]}
-        key = (f"{line['kind']}, {line['taps']} taps", line["batch"])
+        key = (line["machine"], f"{line['kind']}, {line['taps']} taps", line["batch"])
         counted = wins.setdefault(key, dict.fromkeys(names, 0))
         counted[min(times, key=lambda name: times[name])] += 1
     text = (
-        f"`condconv/execution/measured.csv` has {len(lines)} cells (shape, layout, number of threads). How often each "
-        "strategy is the fastest:"
+        f"`condconv/execution/measured.csv` has {len(lines)} cells (shape, layout, number of threads), and the planner "
+        "looks at those of a processor of the same maker. How often each strategy is the fastest:"
     )
     body = [[*key, *(str(counted[name]) for name in names)] for key, counted in wins.items()]
-    return [text, "", *table(("kind", "batch", *names), body)]
+    return [text, "", *table(("processor", "kind", "batch", *names), body)]
 
 
 def hotspots(lines: Sequence[Line]) -> list[str]:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch.nn import functional as F
 
 MIB = 2**20
 
@@ -30,9 +31,13 @@ class Roofline:
         return max(macs / self.peak(dtype), passes * weight_bytes / self.bandwidth(size_class(weight_bytes))) / 1e6
 
     def _peak(self, dtype: torch.dtype) -> float:
-        size = 1024
+        """The same product by the library of matrix products and by that of convolutions; the better one counts."""
+        size, side = 1024, 32
         a, b, out = (torch.ones(size, size, dtype=dtype) for _ in range(3))
-        return size**3 / self._best_s(lambda: torch.mm(a, b, out=out)) / 1e9
+        image = torch.ones(1, size, side, side, dtype=dtype).contiguous(memory_format=torch.channels_last)
+        kernel = b.reshape(size, size, 1, 1).contiguous(memory_format=torch.channels_last)
+        best = min(self._best_s(lambda: torch.mm(a, b, out=out)), self._best_s(lambda: F.conv2d(image, kernel)))
+        return size**3 / best / 1e9
 
     def _bandwidth(self, mebibytes: int) -> float:
         """Reading memory of this size again and again, whichever cache it stays in.

@@ -1,7 +1,9 @@
 """What was measured: the strategies of a CPU, fastest first, at the shape most like a given one.
 
 `measured.csv` is made by `python -m benchmarks.speed.planner_table`: the forward pass of every strategy on a grid of
-shapes, memory layouts and numbers of threads. "Like" is the distance of the logarithms of the shapes' sizes.
+shapes, memory layouts and numbers of threads. "Like" is the distance of the logarithms of the shapes' sizes. It was
+measured on processors of several makers, since torch's matrix products are not as fast on all of them; what was
+measured on one of this processor's maker counts, and all of it where there is none.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
+
+from condconv.machine import processor
 
 TABLE = Path(__file__).with_name("measured.csv")
 _SIZES = ("batch", "positions", "in_channels", "out_channels", "taps", "threads")
@@ -46,12 +50,18 @@ def ranking(shape: Shape) -> tuple[str, ...]:
 @functools.cache
 def _table() -> dict[tuple[str, bool], list[tuple[list[float], tuple[str, ...]]]]:
     """(kind, channels_last) → (logarithms of the sizes, strategies fastest first) of each measured cell."""
-    table: dict[tuple[str, bool], list[tuple[list[float], tuple[str, ...]]]] = {}
     with TABLE.open(newline="") as file:
-        for row in csv.DictReader(file):
-            sizes = [math.log2(int(row[size])) for size in _SIZES]
-            table.setdefault((row["kind"], row["layout"] == "channels_last"), []).append((sizes, _by_time(row)))
+        rows = list(csv.DictReader(file))
+    table: dict[tuple[str, bool], list[tuple[list[float], tuple[str, ...]]]] = {}
+    for row in [row for row in rows if maker(row["machine"]) == maker(processor())] or rows:
+        sizes = [math.log2(int(row[size])) for size in _SIZES]
+        table.setdefault((row["kind"], row["layout"] == "channels_last"), []).append((sizes, _by_time(row)))
     return table
+
+
+def maker(processor: str) -> str:
+    """Who made a processor of this name: its first word."""
+    return processor.split(" ", 1)[0]
 
 
 def _by_time(row: Mapping[str, str]) -> tuple[str, ...]:

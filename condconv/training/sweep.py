@@ -11,7 +11,6 @@ import fcntl
 import hashlib
 import json
 import os
-import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +29,7 @@ from condconv.analysis.analyze import validation_batches
 from condconv.analysis.collect import COUNTERFACTUAL_IMAGES, collect
 from condconv.data import Source, open_source, sources
 from condconv.errors import ArgumentError, CondConvError
+from condconv.machine import processor
 from condconv.training.building import CONDITIONAL, STATIC
 from condconv.training.config import NO_VARIANT, TrainConfig
 from condconv.training.experiment import resolve_device
@@ -276,15 +276,6 @@ def locked(path: Path, wait: bool = False) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def processor() -> str:
-    """The processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def commit() -> str:

@@ -45,7 +45,7 @@ RESULTS = Results(
         {"cell": f"shape {i}", "ratio": ratio, "error": "1e-7", "chosen": "native", "best": "grouped"}
         for i, ratio in enumerate(("0.8", "1.25"))
     ],
-    measured=[{"kind": "dense", "taps": "9", "batch": "1", "grouped_ms": "2", "native_ms": "1"}],
+    measured=[{"machine": "CPU 1", "kind": "dense", "taps": "9", "batch": "1", "grouped_ms": "2", "native_ms": "1"}],
     hotspots=[{"cell": "w", "contender": "ours", "operator": "op", "self_ms": "1", "share_percent": "9", "calls": "1"}],
 )  # fmt: skip
 

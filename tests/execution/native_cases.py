@@ -94,14 +94,17 @@ def difference(a: Tensor, b: Tensor) -> float:
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     """Channels that are multiples of nothing, batches of none to nine, and every geometry that fits."""
-    kind = draw(st.sampled_from(["dense", "dense", "grouped", "depthwise"]))
+    kind = draw(st.sampled_from(["dense", "dense", "grouped", "depthwise", "sliding"]))
     groups = {"dense": 1, "grouped": draw(st.integers(2, 4))}.get(kind, draw(st.integers(2, 40)))
-    depth, columns = (1, 1) if kind == "depthwise" else (draw(st.integers(1, 40)), draw(st.integers(1, 40)))
+    depth, columns = (draw(st.integers(1, 40)), draw(st.integers(1, 40))) if kind in ("dense", "grouped") else (1, 1)
 
     def pair(low: int, high: int) -> tuple[int, int]:
         return draw(st.integers(low, high)), draw(st.integers(low, high))
 
     kernel, stride, padding, dilation = pair(1, 4), pair(1, 3), pair(0, 3), pair(1, 2)
+    if kind == "sliding":  # depthwise, with the channels and the rows for which there are kernels of their own
+        groups, dilation = draw(st.integers(32, 100)), (dilation[0], 1)
+        kernel = kernel[0], draw(st.sampled_from([3, 5]))
     least = [max(1, d * (k - 1) + 1 - 2 * p) for k, d, p in zip(kernel, dilation, padding, strict=True)]
     size = (least[0] + draw(st.integers(0, 7)), least[1] + draw(st.integers(0, 7)))
     batch, experts = draw(st.integers(0, 9)), draw(st.integers(1, 12))

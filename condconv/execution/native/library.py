@@ -23,6 +23,7 @@ from torch import Tensor
 from condconv.execution.grouped import Grouped
 from condconv.geometry import ConvGeometry
 from condconv.lowered import Mixture
+from condconv.machine import processor_flags
 
 
 def load_error() -> str | None:
@@ -50,14 +51,11 @@ def instruction_set() -> str:
 
 def cpu_features() -> list[str]:
     """Return the vector extensions that this CPU has, of those that matter here."""
-    names = {"AVX2": "avx2", "AVX512": "avx512_f", "AVX512_BF16": "avx512_bf16", "AMX_BF16": "amx_bf16"}
-    capabilities = getattr(torch.backends.cpu, "get_cpu_capability", lambda: "unknown")()
-    try:
-        flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
-    except (OSError, StopIteration):
-        return [capabilities]
-    words = {word.replace("avx512f", "avx512_f") for word in flags.split()}
-    return [name for name, flag in names.items() if flag in words]
+    flags = processor_flags()
+    if not flags:
+        return [getattr(torch.backends.cpu, "get_cpu_capability", lambda: "unknown")()]
+    names = {"AVX2": "avx2", "AVX512": "avx512f", "AVX512_BF16": "avx512_bf16", "AMX_BF16": "amx_bf16"}
+    return [name for name, flag in names.items() if flag in flags]
 
 
 def _output(x: Tensor, kernel_shape: Sequence[int], geometry: ConvGeometry) -> Tensor:
