@@ -63,6 +63,10 @@ class ConvGeometry:
         alone = not self.transposed and self.groups == 1 and not any(self.padding)
         return alone and all(size == 1 for size in kernel_shape[2:])
 
+    def pick(self, x: Tensor) -> Tensor:
+        """Return the positions of x (B, I, *space) that the stride meets, as a view."""
+        return x[(slice(None), slice(None), *(slice(None, None, step) for step in self.stride))]
+
     def macs(self, kernel_shape: Sequence[int], input_size: Sequence[int]) -> int:
         """Return the multiply-adds of one example (one multiply and one add = 1; padding counts as input, bias not)."""
         positions = input_size if self.transposed else self.output_size(input_size, kernel_shape[2:])

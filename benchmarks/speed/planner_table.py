@@ -1,15 +1,17 @@
-"""The planner's table: the time of every strategy on a grid of shapes, memory layouts and numbers of threads (CPU).
+"""The planner's table: the time of every strategy on many shapes, in both memory layouts (CPU).
 
     python -m benchmarks.speed.planner_table     writes condconv/execution/measured.csv, about five minutes
 
-Forward of the training form (experts in their natural layout), without gradients. An empty time belongs to a strategy
-that cannot serve the shape, or to one whose first calls were hopelessly slow. What was measured on processors of other
-makers is kept.
+Shapes are drawn from a fixed seed: sizes as often small as large, channels that are multiples of nothing, stride 2, one
+thread to twice as many as there are cores. Forward of the training form (experts in their natural layout), without
+gradients. An empty time belongs to a strategy that cannot serve the shape, or to one whose first calls were hopelessly
+slow. What was measured on processors of other makers is kept.
 """
 
 from __future__ import annotations
 
-import itertools
+import math
+import random
 import statistics
 import sys
 import time
@@ -31,11 +33,15 @@ TABLE = ROOT / "condconv" / "execution" / "measured.csv"
 STRATEGIES = [name for name in strategies if name not in ("reference", "triton")]
 """Those that run on the CPU; the reference defines the meaning, and nobody runs it to be fast."""
 COLUMNS = (
-    "kind", "batch", "positions", "in_channels", "out_channels", "taps", "experts", "layout", "threads",
+    "kind", "batch", "positions", "in_channels", "out_channels", "taps", "stride", "experts", "layout", "threads",
     *(f"{name}_ms" for name in STRATEGIES), "machine", "torch",
 )  # fmt: skip
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-THREADS = (1, 2)
+THREADS = (1, 2, 4)
+KINDS = {"pointwise": 1024, "dense": 400, "depthwise": 1280}
+"""Kinds of convolutions, and the most channels that are drawn."""
+SHAPES, SEED = 600, 1
+"""Shapes of each kind."""
 EXPERTS = 8
 
 MOST_MACS = 6e8
@@ -47,51 +53,78 @@ CALLS_S, MOST_CALLS = 0.03, 9
 
 @dataclass(frozen=True)
 class Cell:
-    """A shape, with as many output as input channels, stride 1."""
+    """A shape."""
 
     kind: str
     batch: int
-    size: int
-    channels: int
-    taps: int
+    height: int
+    width: int
+    in_channels: int
+    out_channels: int
+    kernel: int
+    stride: int
+    threads: int
 
     @property
     def groups(self) -> int:
         """Groups of the convolution."""
-        return self.channels if self.kind == "depthwise" else 1
+        return self.in_channels if self.kind == "depthwise" else 1
+
+    @property
+    def geometry(self) -> ConvGeometry:
+        """All of the convolution but its channels and kernel."""
+        return ConvGeometry((self.stride,) * 2, (self.kernel // 2,) * 2, (1, 1), self.groups)
+
+    @property
+    def positions(self) -> int:
+        """Of the output."""
+        return math.prod(self.geometry.output_size((self.height, self.width), (self.kernel,) * 2))
 
     @property
     def name(self) -> str:
-        """A readable name, unique among the cells."""
-        return f"{self.kind} {self.taps} taps {self.channels} @{self.size} B{self.batch}"
+        """A readable name."""
+        channels = f"{self.in_channels}-{self.out_channels}"
+        shape = f"{self.kernel}x{self.kernel}/{self.stride} {channels} @{self.height}x{self.width} B{self.batch}"
+        return f"{self.kind} {shape} {self.threads} threads"
 
     @property
     def macs(self) -> int:
         """Multiply-adds of the batch's convolution."""
-        return self.batch * self.size**2 * self.taps * self.channels**2 // self.groups
+        return self.batch * self.positions * self.kernel**2 * self.in_channels * self.out_channels // self.groups
 
 
 def cells() -> Iterator[Cell]:
-    """The grid."""
-    kinds = (("pointwise", 1), ("dense", 9), ("depthwise", 9), ("depthwise", 25))
-    channels = (16, 48, 112, 240, 480, 960)
-    for (kind, taps), batch, size, c in itertools.product(kinds, (1, 4, 16, 64), (7, 14, 28, 56), channels):
-        cell = Cell(kind, batch, size, c, taps)
-        # A depthwise convolution is as slow as a dense one with hundreds of times its multiply-adds.
-        if cell.macs * (25 if kind == "depthwise" else 1) <= MOST_MACS:
-            yield cell
+    """The shapes, always the same."""
+    draw = random.Random(SEED)
+    for kind, most in KINDS.items():
+        found = 0
+        while found < SHAPES:
+            channels = _size(draw, 4, most)
+            cell = Cell(
+                kind, _size(draw, 1, 64), _size(draw, 4, 56), _size(draw, 4, 56), channels,
+                channels if kind == "depthwise" else _size(draw, 4, most),
+                1 if kind == "pointwise" else draw.choice((3, 3, 5)), draw.choice((1, 1, 2)), draw.choice(THREADS),
+            )  # fmt: skip
+            # A depthwise convolution is as slow as a dense one with hundreds of times its multiply-adds.
+            if cell.macs * (25 if kind == "depthwise" else 1) <= MOST_MACS:
+                found += 1
+                yield cell
 
 
-QUICK = (Cell("pointwise", 2, 3, 16, 1), Cell("depthwise", 2, 3, 16, 9))
+def _size(draw: random.Random, low: int, high: int) -> int:
+    """A whole number, as often below as above the geometric mean of the bounds."""
+    return round(math.exp(draw.uniform(math.log(low), math.log(high))))
+
+
+QUICK = (Cell("pointwise", 2, 3, 3, 16, 8, 1, 2, 1), Cell("depthwise", 2, 3, 4, 16, 16, 3, 1, 1))
 
 
 def times_ms(cell: Cell, layout: str) -> dict[str, float | None]:
     """The time of each strategy, in milliseconds."""
-    x = torch.randn(cell.batch, cell.channels, cell.size, cell.size).contiguous(memory_format=LAYOUTS[layout])
-    side = round(cell.taps**0.5)
-    experts = torch.randn(EXPERTS, cell.channels, cell.channels // cell.groups, side, side)
+    x = torch.randn(cell.batch, cell.in_channels, cell.height, cell.width).contiguous(memory_format=LAYOUTS[layout])
+    experts = torch.randn(EXPERTS, cell.out_channels, cell.in_channels // cell.groups, cell.kernel, cell.kernel)
     mixture = Mixture(torch.rand(cell.batch, EXPERTS), experts, None)
-    geometry = ConvGeometry((1, 1), (side // 2, side // 2), (1, 1), cell.groups)
+    geometry = cell.geometry
 
     def call(strategy: str) -> Callable[[], Tensor]:
         return lambda: execute(x, mixture, geometry, strategy)
@@ -113,20 +146,21 @@ def _seconds(call: Callable[[], object]) -> float:
 
 
 def rows(cell: Cell) -> Iterator[dict[str, object]]:
-    """Measure one shape in every layout, with the present number of threads."""
+    """Measure one shape in every layout."""
+    torch.set_num_threads(cell.threads)
     for layout in LAYOUTS:
         times = times_ms(cell, layout)
         yield {
-            "kind": cell.kind, "batch": cell.batch, "positions": cell.size**2, "in_channels": cell.channels,
-            "out_channels": cell.channels, "taps": cell.taps, "experts": EXPERTS, "layout": layout,
-            "threads": torch.get_num_threads(), "machine": processor(), "torch": torch.__version__,
+            "kind": cell.kind, "batch": cell.batch, "positions": cell.positions, "in_channels": cell.in_channels,
+            "out_channels": cell.out_channels, "taps": cell.kernel**2, "stride": cell.stride, "experts": EXPERTS,
+            "layout": layout, "threads": cell.threads, "machine": processor(), "torch": torch.__version__,
             **{f"{name}_ms": "" if ms is None else f"{ms:.4g}" for name, ms in times.items()},
         }  # fmt: skip
 
 
 @torch.no_grad()
 def main(words: Sequence[str] | None = None) -> None:
-    """Measure the whole grid; --only and --threads have no effect."""
+    """Measure all shapes; --only and --threads have no effect."""
     given = arguments("planner_table", __doc__, words)
     Quiet(0 if given.quick else 2)
     path = given.out / TABLE.name if given.quick else TABLE
@@ -135,12 +169,10 @@ def main(words: Sequence[str] | None = None) -> None:
     with table(path, COLUMNS) as add:
         for line in others:
             add(line)
-        for threads in (1,) if given.quick else THREADS:
-            torch.set_num_threads(threads)
-            for cell in QUICK if given.quick else cells():
-                for row in rows(cell):
-                    add(row)
-                print(f"{time.perf_counter() - started:6.1f} s  {threads} threads  {cell.name}", flush=True)
+        for cell in QUICK if given.quick else cells():
+            for row in rows(cell):
+                add(row)
+            print(f"{time.perf_counter() - started:6.1f} s  {cell.name}", flush=True)
 
 
 if __name__ == "__main__":

@@ -43,8 +43,7 @@ class BatchedGemm:
             matrix = kernels.flatten(2)  # B O I, or B I O transposed
             return _pointwise(x, matrix.transpose(1, 2) if geometry.transposed else matrix)
         if geometry.picks_positions(lowered.kernel_shape):
-            every = tuple(slice(None, None, step) for step in geometry.stride)
-            return _pointwise(x[(slice(None), slice(None), *every)], kernels.flatten(2))
+            return _pointwise(geometry.pick(x), kernels.flatten(2))
         return _transposed(x, kernels, geometry) if geometry.transposed else _windows(x, kernels, geometry)
 
 

@@ -1,24 +1,28 @@
-"""What was measured: the strategies of a CPU, fastest first, at the shape most like a given one.
+"""What was measured: the strategies of a CPU, fastest first, at the shapes most like a given one.
 
-`measured.csv` is made by `python -m benchmarks.speed.planner_table`: the forward pass of every strategy on a grid of
-shapes, memory layouts and numbers of threads. "Like" is the distance of the logarithms of the shapes' sizes. It was
-measured on processors of several makers, since torch's matrix products are not as fast on all of them; what was
-measured on one of this processor's maker counts, and all of it where there is none.
+`measured.csv` is made by `python -m benchmarks.speed.planner_table`: the forward pass of every strategy on many shapes,
+memory layouts and numbers of threads. "Like" is the distance of the logarithms of the shapes' sizes, and the nearest
+few decide together. It was measured on processors of several makers, since torch's matrix products are not as fast on
+all of them; what was measured on one of this processor's maker counts, and all of it where there is none.
 """
 
 from __future__ import annotations
 
 import csv
 import functools
-import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 from condconv.machine import processor
 
 TABLE = Path(__file__).with_name("measured.csv")
-_SIZES = ("batch", "positions", "in_channels", "out_channels", "taps", "threads")
+NEIGHBOURS = 5
+HOPELESS = 4
+"""A strategy without a time was at least so many times as slow as the fastest, or cannot serve."""
+_SIZES = ("batch", "positions", "in_channels", "out_channels", "taps", "stride", "threads")
 
 
 class Shape(NamedTuple):
@@ -34,36 +38,44 @@ class Shape(NamedTuple):
     out_channels: int
     taps: int
     """Positions of the kernel."""
+    stride: float
+    """The geometric mean of its dimensions."""
     threads: int
 
 
 def ranking(shape: Shape) -> tuple[str, ...]:
-    """Return the strategies by their time at the measured shape nearest to this one; none for a kind not measured."""
-    rows = _table().get((shape.kind, shape.channels_last), ())
-    if not rows:
+    """Return the strategies by their time at the measured shapes nearest to this one; none for a kind not measured.
+
+    The times of each neighbour are taken relative to its fastest strategy, and averaged as logarithms.
+    """
+    if (table := _table().get((shape.kind, shape.channels_last))) is None:
         return ()
-    here = [math.log2(max(getattr(shape, size), 1)) for size in _SIZES]
-    _, names = min(rows, key=lambda row: sum((a - b) ** 2 for a, b in zip(here, row[0], strict=True)))
-    return names
+    names, sizes, slowness = table
+    here = torch.tensor([max(getattr(shape, size), 1) for size in _SIZES]).log2()
+    nearest = (sizes - here).square().sum(1).topk(min(NEIGHBOURS, len(sizes)), largest=False).indices
+    order = slowness[nearest].mean(0).argsort()
+    return tuple(names[i] for i in order.tolist())
 
 
 @functools.cache
-def _table() -> dict[tuple[str, bool], list[tuple[list[float], tuple[str, ...]]]]:
-    """(kind, channels_last) → (logarithms of the sizes, strategies fastest first) of each measured cell."""
+def _table() -> dict[tuple[str, bool], tuple[tuple[str, ...], Tensor, Tensor]]:
+    """(kind, channels_last) → strategies, logarithms of the cells' sizes, of their times relative to the fastest."""
     with TABLE.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    table: dict[tuple[str, bool], list[tuple[list[float], tuple[str, ...]]]] = {}
-    for row in [row for row in rows if maker(row["machine"]) == maker(processor())] or rows:
-        sizes = [math.log2(int(row[size])) for size in _SIZES]
-        table.setdefault((row["kind"], row["layout"] == "channels_last"), []).append((sizes, _by_time(row)))
+    rows = [row for row in rows if maker(row["machine"]) == maker(processor())] or rows
+    names = tuple(name.removesuffix("_ms") for name in rows[0] if name.endswith("_ms"))
+    cells: dict[tuple[str, bool], list[dict[str, str]]] = {}
+    for row in rows:
+        cells.setdefault((row["kind"], row["layout"] == "channels_last"), []).append(row)
+    table = {}
+    for key, found in cells.items():
+        sizes = torch.tensor([[float(row[size]) for size in _SIZES] for row in found]).log2()
+        times = torch.tensor([[float(row[f"{name}_ms"] or "inf") for name in names] for row in found])
+        slowness = (times / times.amin(1, keepdim=True)).clamp(max=HOPELESS).log2()
+        table[key] = names, sizes, slowness
     return table
 
 
 def maker(processor: str) -> str:
     """Who made a processor of this name: its first word."""
     return processor.split(" ", 1)[0]
-
-
-def _by_time(row: Mapping[str, str]) -> tuple[str, ...]:
-    times = {name.removesuffix("_ms"): float(value) for name, value in row.items() if name.endswith("_ms") and value}
-    return tuple(sorted(times, key=times.__getitem__))

@@ -167,7 +167,8 @@ def _measured(
     else:
         return ("native",) if channels_last else ("grouped",)
     positions = math.prod(geometry.output_size(size[2:], shape[2:]))
-    return ranking(Shape(kind, channels_last, size[0], positions, size[1], out_channels, taps, threads))
+    stride = math.prod(geometry.stride) ** (1 / geometry.rank)
+    return ranking(Shape(kind, channels_last, size[0], positions, size[1], out_channels, taps, stride, threads))
 
 
 def _native_serves(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> bool:

@@ -1,0 +1,70 @@
+"""The planner's table: the nearest shapes decide, of a processor of the same maker where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from condconv.execution import measured, strategies
+from condconv.execution.measured import Shape, ranking
+
+HEAD = "kind,layout,batch,positions,in_channels,out_channels,taps,stride,threads,machine,grouped_ms,native_ms"
+SMALL = "dense,channels_last,1,16,8,8,9,1,1"
+LARGE = "dense,channels_last,64,4096,256,256,9,1,1"
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+    """Puts another table in the place of the committed one."""
+
+    def put(processor: str, *lines: str) -> None:
+        path = tmp_path / "measured.csv"
+        path.write_text("\n".join((HEAD, *lines)) + "\n")
+        monkeypatch.setattr(measured, "TABLE", path)
+        monkeypatch.setattr(measured, "processor", lambda: processor)
+        measured._table.cache_clear()
+
+    yield put
+    monkeypatch.undo()
+    measured._table.cache_clear()
+
+
+def shape(batch: int, positions: int, channels: int) -> Shape:
+    return Shape("dense", True, batch, positions, channels, channels, 9, 1, 1)
+
+
+def test_the_nearest_shapes_decide(write) -> None:  # type: ignore[no-untyped-def]
+    count = measured.NEIGHBOURS
+    write("A 1", *[f"{SMALL},A 1,1.0,2.0"] * count, *[f"{LARGE},A 1,3.0,2.0"] * count)
+    assert ranking(shape(2, 20, 10)) == ("grouped", "native")
+    assert ranking(shape(32, 3000, 200)) == ("native", "grouped")
+
+
+def test_neighbours_are_averaged_and_a_missing_time_is_a_slow_one(write) -> None:  # type: ignore[no-untyped-def]
+    write("A 1", f"{SMALL},A 1,1.0,1.1", f"{SMALL},A 1,1.0,1.1", f"{SMALL},A 1,,1.0")
+    assert ranking(shape(1, 16, 8)) == ("native", "grouped")
+
+
+def test_what_was_measured_on_the_same_makers_processor_counts(write) -> None:  # type: ignore[no-untyped-def]
+    lines = [f"{SMALL},A 1,1.0,2.0", *[f"{SMALL},B 7,2.0,1.0"] * 2]
+    write("A 2", *lines)
+    assert ranking(shape(1, 16, 8)) == ("grouped", "native")
+    write("B 9", *lines)
+    assert ranking(shape(1, 16, 8)) == ("native", "grouped")
+    write("C 1", *lines)  # nobody measured there: all of it
+    assert ranking(shape(1, 16, 8)) == ("native", "grouped")
+
+
+def test_a_kind_that_was_not_measured_has_no_ranking(write) -> None:  # type: ignore[no-untyped-def]
+    write("A 1", f"{SMALL},A 1,1.0,2.0")
+    assert ranking(shape(1, 16, 8)._replace(kind="pointwise")) == ()
+
+
+@pytest.mark.parametrize("kind", ["pointwise", "dense", "depthwise"])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_the_committed_table_ranks_registered_strategies(kind: str, channels_last: bool) -> None:
+    names = ranking(Shape(kind, channels_last, 4, 196, 96, 96, 9, 1, torch.get_num_threads()))
+    assert names and set(names) <= set(strategies)
