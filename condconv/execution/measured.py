@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,10 +20,11 @@ from torch import Tensor
 from condconv.machine import processor
 
 TABLE = Path(__file__).with_name("measured.csv")
-NEIGHBOURS = 5
+NEIGHBOURS = 8
 HOPELESS = 4
 """A strategy without a time was at least so many times as slow as the fastest, or cannot serve."""
-_SIZES = ("batch", "positions", "in_channels", "out_channels", "taps", "stride", "threads")
+_SIZES = {"batch": 1, "positions": 1, "in_channels": 1, "out_channels": 1, "taps": 1, "stride": 2, "threads": 2}
+"""What is compared, and how much a factor of two in it counts: found by leaving out one cell after the other."""
 
 
 class Shape(NamedTuple):
@@ -50,16 +52,21 @@ def ranking(shape: Shape) -> tuple[str, ...]:
     """
     if (table := _table().get((shape.kind, shape.channels_last))) is None:
         return ()
-    names, sizes, slowness = table
-    here = torch.tensor([max(getattr(shape, size), 1) for size in _SIZES]).log2()
-    nearest = (sizes - here).square().sum(1).topk(min(NEIGHBOURS, len(sizes)), largest=False).indices
+    names, places, slowness = table
+    here = _place([float(max(getattr(shape, size), 1)) for size in _SIZES])
+    nearest = (places - here).square().sum(1).topk(min(NEIGHBOURS, len(places)), largest=False).indices
     order = slowness[nearest].mean(0).argsort()
     return tuple(names[i] for i in order.tolist())
 
 
+def _place(sizes: Sequence[object]) -> Tensor:
+    """Where sizes (…, 7) lie: weighted logarithms, between which distances are taken."""
+    return torch.tensor(sizes).log2() * torch.tensor(list(_SIZES.values()))
+
+
 @functools.cache
 def _table() -> dict[tuple[str, bool], tuple[tuple[str, ...], Tensor, Tensor]]:
-    """(kind, channels_last) → strategies, logarithms of the cells' sizes, of their times relative to the fastest."""
+    """(kind, channels_last) → strategies, places of the cells, logarithms of their times relative to the fastest."""
     with TABLE.open(newline="") as file:
         rows = list(csv.DictReader(file))
     rows = [row for row in rows if maker(row["machine"]) == maker(processor())] or rows
@@ -69,10 +76,10 @@ def _table() -> dict[tuple[str, bool], tuple[tuple[str, ...], Tensor, Tensor]]:
         cells.setdefault((row["kind"], row["layout"] == "channels_last"), []).append(row)
     table = {}
     for key, found in cells.items():
-        sizes = torch.tensor([[float(row[size]) for size in _SIZES] for row in found]).log2()
+        places = _place([[float(row[size]) for size in _SIZES] for row in found])
         times = torch.tensor([[float(row[f"{name}_ms"] or "inf") for name in names] for row in found])
         slowness = (times / times.amin(1, keepdim=True)).clamp(max=HOPELESS).log2()
-        table[key] = names, sizes, slowness
+        table[key] = names, places, slowness
     return table
 
 
