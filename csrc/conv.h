@@ -89,6 +89,10 @@ struct Depthwise {
   int64_t spans() const { return (channels + kSpan - 1) / kSpan; }
 };
 
+struct DepthwisePart {  // what one thread takes at once: a panel of channels, some examples, some rows of the outputs
+  int64_t panel, first_example, last_example, first_row, last_row;
+};
+
 struct DepthwiseGradient {
   Depthwise shape;    // x and coefficients of the forward pass; y and bias unused
   const float* grad;    // (B, OH, OW, C)
@@ -104,7 +108,7 @@ struct Kernels {
   Multiply gemm;
   Multiply gemm_bf16;  // where the maps are bf16
   void (*gemm_gradient)(const GemmGradient&, int64_t unit, float* coefficient_grad);
-  void (*depthwise)(const Depthwise&, int64_t first_example, int64_t last_example, int64_t panel);
+  void (*depthwise)(const Depthwise&, const DepthwisePart&);
   void (*depthwise_gradient)(const DepthwiseGradient&, int64_t panel, float* coefficient_grad);
 };
 

@@ -164,12 +164,15 @@ Depthwise depthwise_of(const Geometry& g, Storage maps, const void* x, void* y, 
 
 constexpr int64_t kPanelSpans = 6;  // of a depthwise panel: runs of memory that are long enough, kernels that stay in L2
 
-// Threads share the channels, so that each expert is read once, or the examples where those are shared more evenly.
+// Threads share the channels, so that each expert is read once; or the examples or the rows, where the channels cannot be
+// shared evenly.
 void run_depthwise(Depthwise d) {
   const Kernels& k = checked_kernels();
   const int64_t threads = std::max<int64_t>(1, torch::stable::get_num_threads()), spans = d.spans();
-  const bool by_examples = spans < threads || (spans % threads != 0 && d.batch % threads == 0);
-  const int64_t groups = by_examples ? std::min(d.batch, threads) : 1, sharing = by_examples ? 1 : threads;
+  const int64_t share = (spans + threads - 1) / threads;  // of the thread with most spans
+  const bool even = 8 * share * threads <= 9 * spans;
+  const int64_t groups = spans % threads != 0 && d.batch % threads == 0 ? threads : 1;
+  const int64_t bands = groups == 1 && !even ? std::min(threads, d.out_height) : 1, sharing = groups * bands == 1 ? threads : 1;
   d.panels = std::min((spans + kPanelSpans * sharing - 1) / (kPanelSpans * sharing) * sharing, spans);
   std::vector<int64_t> column;
   for (int64_t kw = 0; kw < d.kernel_w; kw++) {
@@ -179,10 +182,11 @@ void run_depthwise(Depthwise d) {
     }
   }
   d.column = column.data();
-  torch::stable::parallel_for(0, groups * d.panels, 1, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, groups * bands * d.panels, 1, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; unit++) {
-      const int64_t group = unit / d.panels;
-      k.depthwise(d, d.batch * group / groups, d.batch * (group + 1) / groups, unit % d.panels);
+      const int64_t group = unit / d.panels / bands, band = unit / d.panels % bands;
+      k.depthwise(d, {unit % d.panels, d.batch * group / groups, d.batch * (group + 1) / groups,
+                      d.out_height * band / bands, d.out_height * (band + 1) / bands});
     }
   });
 }

@@ -47,7 +47,7 @@ measures all of them beside the static convolution, and says so where there is n
 REPEAT = """## How to repeat it
 
 ```bash
-make bench        # measures everything and writes this page: about 25 minutes on two quiet cores
+make bench        # measures everything and writes this page: about a quarter of an hour on two quiet cores
 make bench-docs   # writes this page from the results again
 ```
 
