@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import csv
 import functools
+import heapq
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
-
-import torch
-from torch import Tensor
 
 from condconv.machine import processor
 
@@ -50,36 +49,38 @@ def ranking(shape: Shape) -> tuple[str, ...]:
 
     The times of each neighbour are taken relative to its fastest strategy, and averaged as logarithms.
     """
-    if (table := _table().get((shape.kind, shape.channels_last))) is None:
-        return ()
-    names, places, slowness = table
-    here = _place([float(max(getattr(shape, size), 1)) for size in _SIZES])
-    nearest = (places - here).square().sum(1).topk(min(NEIGHBOURS, len(places)), largest=False).indices
-    order = slowness[nearest].mean(0).argsort()
-    return tuple(names[i] for i in order.tolist())
+    names, cells = _table().get((shape.kind, shape.channels_last), ((), []))
+    here = _place([max(getattr(shape, size), 1) for size in _SIZES])
+    nearest = heapq.nsmallest(NEIGHBOURS, cells, key=lambda cell: math.dist(cell.place, here))
+    slowness = [sum(times) for times in zip(*(cell.slowness for cell in nearest), strict=True)]
+    return tuple(name for _, name in sorted(zip(slowness, names, strict=True)))
 
 
-def _place(sizes: Sequence[object]) -> Tensor:
-    """Where sizes (…, 7) lie: weighted logarithms, between which distances are taken."""
-    return torch.tensor(sizes).log2() * torch.tensor(list(_SIZES.values()))
+class _Cell(NamedTuple):
+    """A measured shape: where it lies, and the logarithm of each strategy's time relative to the fastest."""
+
+    place: tuple[float, ...]
+    slowness: tuple[float, ...]
+
+
+def _place(sizes: Sequence[float]) -> tuple[float, ...]:
+    """Where sizes lie: weighted logarithms, between which distances are taken."""
+    return tuple(weight * math.log2(size) for weight, size in zip(_SIZES.values(), sizes, strict=True))
 
 
 @functools.cache
-def _table() -> dict[tuple[str, bool], tuple[tuple[str, ...], Tensor, Tensor]]:
-    """(kind, channels_last) → strategies, places of the cells, logarithms of their times relative to the fastest."""
+def _table() -> dict[tuple[str, bool], tuple[tuple[str, ...], list[_Cell]]]:
+    """(kind, channels_last) → strategies, and the cells. No tensors: shapes may be asked for while torch is traced."""
     with TABLE.open(newline="") as file:
         rows = list(csv.DictReader(file))
     rows = [row for row in rows if maker(row["machine"]) == maker(processor())] or rows
     names = tuple(name.removesuffix("_ms") for name in rows[0] if name.endswith("_ms"))
-    cells: dict[tuple[str, bool], list[dict[str, str]]] = {}
+    table: dict[tuple[str, bool], tuple[tuple[str, ...], list[_Cell]]] = {}
     for row in rows:
-        cells.setdefault((row["kind"], row["layout"] == "channels_last"), []).append(row)
-    table = {}
-    for key, found in cells.items():
-        places = _place([[float(row[size]) for size in _SIZES] for row in found])
-        times = torch.tensor([[float(row[f"{name}_ms"] or "inf") for name in names] for row in found])
-        slowness = (times / times.amin(1, keepdim=True)).clamp(max=HOPELESS).log2()
-        table[key] = names, places, slowness
+        times = [float(row[f"{name}_ms"] or "inf") for name in names]
+        slowness = tuple(math.log2(min(time / min(times), HOPELESS)) for time in times)
+        _, cells = table.setdefault((row["kind"], row["layout"] == "channels_last"), (names, []))
+        cells.append(_Cell(_place([float(row[size]) for size in _SIZES]), slowness))
     return table
 
 

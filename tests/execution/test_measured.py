@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from condconv.execution import measured, strategies
 from condconv.execution.measured import Shape, ranking
@@ -61,6 +62,13 @@ def test_what_was_measured_on_the_same_makers_processor_counts(write) -> None:  
 def test_a_kind_that_was_not_measured_has_no_ranking(write) -> None:  # type: ignore[no-untyped-def]
     write("A 1", f"{SMALL},A 1,1.0,2.0")
     assert ranking(shape(1, 16, 8)._replace(kind="pointwise")) == ()
+
+
+def test_shapes_may_be_asked_for_while_torch_is_traced(write) -> None:  # type: ignore[no-untyped-def]
+    write("A 1", f"{SMALL},A 1,1.0,2.0")
+    with FakeTensorMode():
+        assert ranking(shape(1, 16, 8)) == ("grouped", "native")
+    assert ranking(shape(1, 16, 8)) == ("grouped", "native")
 
 
 @pytest.mark.parametrize("kind", ["pointwise", "dense", "depthwise"])
