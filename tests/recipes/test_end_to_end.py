@@ -37,7 +37,8 @@ def run(recipe: str, data: Path, out: Path, *arguments: str) -> None:
     folder = out / "made-fast-1"
     settings = yaml.safe_load((folder / "config.yaml").read_text())
     assert (settings["recipe"], settings["num_classes"], settings["epochs"]) == (recipe, 1000, 1)
-    (row,) = metrics(folder)
+    row, *twins = metrics(folder)
+    assert [twin["network"] for twin in twins] == (["static", "widened"] if "--twin" in arguments else [])
     assert row["network"] == "conditional" and float(row["train_loss"]) > 0
     assert (row["temperature"] != "") == ("dynamic" in recipe)
     assert (folder / "summary.md").exists()
