@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,13 +12,14 @@ from torch._subclasses import FakeTensorMode
 from condconv.execution import measured, strategies
 from condconv.execution.measured import Shape, ranking
 
+Write = Callable[..., None]
 HEAD = "kind,layout,batch,positions,in_channels,out_channels,taps,stride,threads,machine,grouped_ms,native_ms"
 SMALL = "dense,channels_last,1,16,8,8,9,1,1"
 LARGE = "dense,channels_last,64,4096,256,256,9,1,1"
 
 
 @pytest.fixture
-def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
     """Puts another table in the place of the committed one."""
 
     def put(processor: str, *lines: str) -> None:
@@ -37,19 +38,19 @@ def shape(batch: int, positions: int, channels: int) -> Shape:
     return Shape("dense", True, batch, positions, channels, channels, 9, 1, 1)
 
 
-def test_the_nearest_shapes_decide(write) -> None:  # type: ignore[no-untyped-def]
+def test_the_nearest_shapes_decide(write: Write) -> None:
     count = measured.NEIGHBOURS
     write("A 1", *[f"{SMALL},A 1,1.0,2.0"] * count, *[f"{LARGE},A 1,3.0,2.0"] * count)
     assert ranking(shape(2, 20, 10)) == ("grouped", "native")
     assert ranking(shape(32, 3000, 200)) == ("native", "grouped")
 
 
-def test_neighbours_are_averaged_and_a_missing_time_is_a_slow_one(write) -> None:  # type: ignore[no-untyped-def]
+def test_neighbours_are_averaged_and_a_missing_time_is_a_slow_one(write: Write) -> None:
     write("A 1", f"{SMALL},A 1,1.0,1.1", f"{SMALL},A 1,1.0,1.1", f"{SMALL},A 1,,1.0")
     assert ranking(shape(1, 16, 8)) == ("native", "grouped")
 
 
-def test_what_was_measured_on_the_same_makers_processor_counts(write) -> None:  # type: ignore[no-untyped-def]
+def test_what_was_measured_on_the_same_makers_processor_counts(write: Write) -> None:
     lines = [f"{SMALL},A 1,1.0,2.0", *[f"{SMALL},B 7,2.0,1.0"] * 2]
     write("A 2", *lines)
     assert ranking(shape(1, 16, 8)) == ("grouped", "native")
@@ -59,12 +60,12 @@ def test_what_was_measured_on_the_same_makers_processor_counts(write) -> None:  
     assert ranking(shape(1, 16, 8)) == ("native", "grouped")
 
 
-def test_a_kind_that_was_not_measured_has_no_ranking(write) -> None:  # type: ignore[no-untyped-def]
+def test_a_kind_that_was_not_measured_has_no_ranking(write: Write) -> None:
     write("A 1", f"{SMALL},A 1,1.0,2.0")
     assert ranking(shape(1, 16, 8)._replace(kind="pointwise")) == ()
 
 
-def test_shapes_may_be_asked_for_while_torch_is_traced(write) -> None:  # type: ignore[no-untyped-def]
+def test_shapes_may_be_asked_for_while_torch_is_traced(write: Write) -> None:
     write("A 1", f"{SMALL},A 1,1.0,2.0")
     with FakeTensorMode():
         assert ranking(shape(1, 16, 8)) == ("grouped", "native")
