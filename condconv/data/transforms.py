@@ -24,13 +24,15 @@ auto_augments.register("rand", v2.RandAugment)
 auto_augments.register("trivial", v2.TrivialAugmentWide)
 
 
-def train_transform(source: Source, auto_augment: str | None = None) -> Transform:
-    """Random crop (padded for small stored sizes, resized otherwise), mirror where the source allows, the learned
-    augmentation of that name, normalise.
+def train_transform(source: Source, auto_augment: str | None = None, random_crop: bool = True) -> Transform:
+    """Random crop (padded for small stored sizes, resized otherwise) or the part that validation sees, mirror where
+    the source allows, the learned augmentation of that name, normalise.
     """
     height, width = source.image_size
     crop: list[Transform]
-    if source.native:
+    if not random_crop:
+        crop = _val_crop(source)
+    elif source.native:
         crop = [v2.RandomCrop((height, width), padding=max(1, min(height, width) // 8))]
     else:
         crop = [v2.RandomResizedCrop((height, width), antialias=True)]
@@ -41,16 +43,14 @@ def train_transform(source: Source, auto_augment: str | None = None) -> Transfor
 
 def val_transform(source: Source) -> Transform:
     """The stored image as it is, or the middle 87.5 % of the resized one; normalised."""
+    return v2.Compose([*_val_crop(source), *_normalise(source)])
+
+
+def _val_crop(source: Source) -> list[Transform]:
     if source.native:
-        return v2.Compose(_normalise(source))
+        return []
     height, width = source.image_size
-    return v2.Compose(
-        [
-            v2.Resize(round(min(height, width) / 0.875), antialias=True),
-            v2.CenterCrop((height, width)),
-            *_normalise(source),
-        ]
-    )
+    return [v2.Resize(round(min(height, width) / 0.875), antialias=True), v2.CenterCrop((height, width))]
 
 
 def _normalise(source: Source) -> list[Transform]:

@@ -48,10 +48,17 @@ class ImageView(Dataset[Sample]):
     """
 
     def __init__(
-        self, source: Source, *, train: bool, seed: int = 0, skip_bad: bool = False, auto_augment: str | None = None
+        self,
+        source: Source,
+        *,
+        train: bool,
+        seed: int = 0,
+        skip_bad: bool = False,
+        auto_augment: str | None = None,
+        random_crop: bool = True,
     ) -> None:
         self.images: ImageSet = source.train if train else source.val
-        self.transform = train_transform(source, auto_augment) if train else val_transform(source)
+        self.transform = train_transform(source, auto_augment, random_crop) if train else val_transform(source)
         self.image_shape = (source.channels, *source.image_size)
         self.native = source.native
         self.train = train

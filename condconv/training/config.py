@@ -52,6 +52,7 @@ class TrainConfig:
     limit_train: int | None = setting(None, "train on a fixed subset of this many images", COUNT)
     limit_val: int | None = setting(None, "validate on a fixed subset of this many images", COUNT)
     skip_bad_images: bool = setting(False, "count and list damaged samples instead of stopping")
+    random_crop: bool = setting(True, "train on random crops; false: on the part of an image that validation sees")
     auto_augment: str | None = setting(None, f"learned augmentation: {', '.join(AUTO_AUGMENTS)}", AUTO_AUGMENTS)
     mixup: float = setting(0.0, "alpha of Mixup: pairs of images are blended; 0 for none", NOT_NEGATIVE)
 

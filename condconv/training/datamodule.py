@@ -22,7 +22,12 @@ def default_workers(source: Source) -> int:
 def train_view(source: Source, config: TrainConfig) -> ImageView | MixupView:
     """The training images as the settings want them augmented."""
     view = ImageView(
-        source, train=True, seed=config.seed, skip_bad=config.skip_bad_images, auto_augment=config.auto_augment
+        source,
+        train=True,
+        seed=config.seed,
+        skip_bad=config.skip_bad_images,
+        auto_augment=config.auto_augment,
+        random_crop=config.random_crop,
     )
     return MixupView(view, config.mixup) if config.mixup else view
 
