@@ -1,11 +1,12 @@
-"""Time and memory of the execution strategies on a CUDA device, beside the static convolution of the same shape.
+"""Time and memory of the execution strategies on a CUDA device, beside the static twins in the same run.
 
-    python benchmarks/gpu.py     writes benchmarks/results/gpu.csv; exits with 2 where there is no CUDA device
+    python -m benchmarks.gpu     writes benchmarks/results/gpu.csv and gpu_networks.csv; exits with 2 without a device
 
-One layer with given coefficients and 8 experts, channels_last, no bias. The static twin is `F.conv2d` with one of the
-experts, in the faster of both memory formats. Times are medians with the 10th and 90th percentile, of calls that find
-the device's cache empty; `peak_mb` is what a call holds at most beyond its arguments, in 10^6 bytes; `error` is the
-largest difference of y from a f64 reference, relative to the largest value of that.
+Layers have given coefficients and 8 experts, channels_last, no bias. The static twin is `F.conv2d` with one of the
+experts, in the faster of both memory formats; `error` is the largest difference of y from a f64 reference, relative to
+the largest value of that. Networks include their routers; none has its batch norms folded, and timm's implementation of
+the same network is beside ours. Times are medians with the 10th and 90th percentile, of calls that find the device's
+cache empty; `peak_mb` is what a call holds at most beyond its arguments, in 10^6 bytes.
 """
 
 from __future__ import annotations
@@ -20,20 +21,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import condconv
-from condconv.execution import choose, execute, strategies
+from benchmarks.speed.subjects import OURS, STATIC, TIMM, TrainingStep, image_batch, raw_network, strategies_of
+from condconv.execution import choose, execute, strategies, use_strategy
 from condconv.geometry import ConvGeometry
 from condconv.lowered import Mixture
 from condconv.training.files import write_text
 
 DEVICE = "cuda"
-OUT = Path(__file__).resolve().parent / "results" / "gpu.csv"
+OUT = Path(__file__).resolve().parent / "results"
 EXPERTS = 8
-BATCHES = (1, 8, 32, 128)
-NUMBERS = {"f32": (torch.float32, False), "tf32": (torch.float32, True), "bf16": (torch.bfloat16, False)}
+BATCHES = (1, 8, 64)
+DTYPES = {"tf32": torch.float32, "bf16": torch.bfloat16}
+"""How products are computed: tf32 is f32 with `allow_tf32` set for matrix products and convolutions."""
 QUANTILES = [0.5, 0.1, 0.9]
+WARM_UP_MS, MEASURED_MS = 10, 40
+NETWORK = "condconv_efficientnet_b0_8e"
+NETWORK_STRATEGIES = ("auto", "grouped", "batched_gemm", "triton")
+NETWORK_WORK = ((1, False), (32, False), (32, True))
+"""(batch, whether it is a training step), at 224 x 224; bf16 is autocast, as such networks are trained."""
 
 Call = Callable[[], object]
 
@@ -68,10 +76,9 @@ class Shape:
 
 SHAPES = (
     Shape(1, 96, 24, 56), Shape(1, 112, 672, 14), Shape(1, 192, 1152, 7), Shape(1, 512, 512, 14),
-    Shape(1, 1024, 1024, 7), Shape(1, 256, 512, 28, stride=2),
-    Shape(3, 64, 64, 56), Shape(3, 256, 256, 14), Shape(3, 512, 512, 7),
+    Shape(1, 256, 512, 28, stride=2), Shape(3, 64, 64, 56), Shape(3, 256, 256, 14), Shape(3, 512, 512, 7),
     Shape(3, 96, 96, 112, stride=2, depthwise=True), Shape(3, 480, 480, 14, depthwise=True),
-    Shape(5, 672, 672, 14, depthwise=True), Shape(5, 1152, 1152, 7, depthwise=True),
+    Shape(5, 1152, 1152, 7, depthwise=True),
 )  # fmt: skip
 
 
@@ -79,7 +86,7 @@ def timed(call: Call) -> tuple[float, float, float]:
     """Median, 10th and 90th percentile of a call, in milliseconds."""
     from triton.testing import do_bench
 
-    return tuple(do_bench(call, quantiles=QUANTILES))
+    return tuple(do_bench(call, warmup=WARM_UP_MS, rep=MEASURED_MS, quantiles=QUANTILES))
 
 
 def peak_mb(call: Call) -> float:
@@ -110,9 +117,7 @@ def static_call(x: Tensor, weight: Tensor, geometry: ConvGeometry, training: boo
 
 def measure(shape: Shape, batch: int, numbers: str, training: bool) -> Iterator[dict[str, object]]:
     """One row for the static twin and one for each strategy that can serve."""
-    dtype, torch.backends.cuda.matmul.allow_tf32 = NUMBERS[numbers]
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32
-    x, mixture = shape.tensors(batch, dtype)
+    x, mixture = shape.tensors(batch, DTYPES[numbers])
     geometry, leaves = shape.geometry, (x, *mixture[:2])
     expected = _exact(x, mixture, geometry)
     contenders = {"static": static_call(x, mixture.experts[0], geometry, training)}
@@ -140,33 +145,71 @@ def _exact(x: Tensor, mixture: Mixture, geometry: ConvGeometry) -> Tensor:
     return execute(x.double(), doubled, geometry, "reference")
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Measure and write; return the exit code."""
-    parser = argparse.ArgumentParser("benchmarks/gpu.py", description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--out", type=Path, default=OUT, metavar="FILE", help="default: benchmarks/results/gpu.csv")
-    given = parser.parse_args(words)
-    if not torch.cuda.is_available():
-        print("benchmarks/gpu.py: no CUDA device was found; nothing was measured", file=sys.stderr)
-        return 2
+def measure_network(numbers: str, batch: int, training: bool) -> Iterator[dict[str, object]]:
+    """One row for the static twin, for timm's network, and for ours as planned and by each strategy."""
+    x = image_batch(batch, 224).to(DEVICE)
+    static: tuple[float, ...] = ()
+    for kind, strategy in [(STATIC, ""), (TIMM, ""), *((OURS, name) for name in NETWORK_STRATEGIES)]:
+        network = raw_network(kind, NETWORK).to(memory_format=torch.channels_last).to(DEVICE)
+        call = _network_call(network, x, numbers == "bf16", training)
+        with use_strategy(strategy or "auto"):
+            call()
+            ran, times, peak = strategies_of(call), timed(call), peak_mb(call)
+        static = static or times
+        yield {
+            "network": NETWORK, "batch": batch, "numbers": numbers, "pass": "training" if training else "inference",
+            "contender": kind, "strategy": strategy, "ran": ran,
+            **{key: f"{value:.3f}" for key, value in zip(("median_ms", "p10_ms", "p90_ms"), times, strict=True)},
+            "ratio": f"{times[0] / static[0]:.3f}", "peak_mb": f"{peak:.1f}",
+        }  # fmt: skip
+
+
+def _network_call(network: nn.Module, x: Tensor, autocast: bool, training: bool) -> Call:
+    """One inference, or one step of training."""
+    step = TrainingStep(network, x) if training else torch.no_grad()(lambda: network.eval()(x))
+
+    def call() -> None:
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=autocast):
+            step()
+
+    return call
+
+
+def write(path: Path, rows: Sequence[dict[str, object]]) -> None:
+    """Write rows with what they were measured on."""
     import triton
 
     machine = {
         "machine": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "torch": torch.__version__,
         "triton": triton.__version__, "python": platform.python_version(), "condconv": condconv.__version__,
     }  # fmt: skip
-    rows: list[dict[str, object]] = []
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*rows[0], *machine], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({**row, **machine} for row in rows)
+    write_text(path, text.getvalue())
+    print(f"wrote {path}", flush=True)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Measure and write; return the exit code."""
+    parser = argparse.ArgumentParser("benchmarks.gpu", description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--out", type=Path, default=OUT, metavar="FOLDER", help="default: benchmarks/results")
+    given = parser.parse_args(words)
+    if not torch.cuda.is_available():
+        print("benchmarks/gpu.py: no CUDA device was found; nothing was measured", file=sys.stderr)
+        return 2
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    networks = [row for numbers in DTYPES for work in NETWORK_WORK for row in measure_network(numbers, *work)]
+    write(given.out / "gpu_networks.csv", networks)
+    layers: list[dict[str, object]] = []
     for shape in SHAPES:
-        for numbers in NUMBERS:
+        for numbers in DTYPES:
             for batch in BATCHES:
                 for training in (False, True):
-                    rows += ({**row, **machine} for row in measure(shape, batch, numbers, training))
-        print(f"{shape}: {len(rows)} rows so far", flush=True)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(given.out, text.getvalue())
-    print(f"wrote {given.out}")
+                    layers += measure(shape, batch, numbers, training)
+        print(f"{shape}: {len(layers)} rows so far", flush=True)
+    write(given.out / "gpu.csv", layers)
     return 0
 
 

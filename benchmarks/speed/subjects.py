@@ -70,7 +70,7 @@ class TrainingStep:
     def __init__(self, network: nn.Module, x: Tensor) -> None:
         self.network = network.train().to(memory_format=CHANNELS_LAST)
         self.optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
-        self.x, self.labels = x, torch.arange(x.shape[0]) % 10
+        self.x, self.labels = x, torch.arange(x.shape[0], device=x.device) % 10
 
     def __call__(self) -> None:
         """Take one step."""
