@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.speed.figure import draw
+from benchmarks.speed.gpu_page import gpu
 from benchmarks.speed.machine import ROOT
 from benchmarks.speed.results import Line
 from benchmarks.speed.targets import TARGETS, Measured, Results, Target, geometric_mean, select
@@ -34,14 +35,6 @@ processors to other guests is measured again.
 of the machine: max((convolution + mixing) / peak, bytes of the bank / bandwidth), over the same for the static one.
 Peak (a matrix product, or a pointwise convolution where that is faster) and bandwidth (reading as many bytes, warm)
 are measured at the start of each run.
-"""
-
-GPU = """## On a GPU
-
-`grouped`, `batched_gemm` and `mixture_of_experts` are plain PyTorch and run on a GPU as they are. `triton` mixes and
-multiplies tile by tile there (pointwise, dense and depthwise, forward and backward). The planner never takes it, since
-no GPU was at hand to measure: it was tested in Triton's interpreter and compiled, not run. `python benchmarks/gpu.py`
-measures all of them beside the static convolution, and says so where there is no device.
 """
 
 REPEAT = """## How to repeat it
@@ -76,7 +69,7 @@ def page(results: Results, limits: str) -> str:
         section("Shapes that are not in the planner's table", random_shapes(results.random_shapes)),
         section("The planner's table", planner(results.measured)),
         section("Where the time goes", [limits.strip(), "", *hotspots(results.hotspots)]),
-        GPU,
+        section("On a GPU", gpu(results.gpu_networks, results.gpu)),
         REPEAT,
     ]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(part for part in parts if part))

@@ -19,6 +19,8 @@ class Results:
     training: Sequence[Line] = ()
     random_shapes: Sequence[Line] = ()
     hotspots: Sequence[Line] = ()
+    gpu: Sequence[Line] = ()
+    gpu_networks: Sequence[Line] = ()
     measured: Sequence[Line] = ()
 
     @staticmethod

@@ -25,6 +25,8 @@ from condconv.lowered import Kernels, Lowered, Mixture, Packed
 from condconv.registry import Registry
 
 AUTO = "auto"
+LARGE_ON_A_GPU = 2**23
+"""Elements of x from which on a GPU's time for a depthwise convolution is that of the kernel, not of its launch."""
 
 
 class Strategy(Protocol):
@@ -144,9 +146,19 @@ def _plan(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> str:
     shape = lowered.kernel_shape
     if geometry.is_pointwise(shape):
         return "batched_gemm"
+    if x.device.type == "cuda":
+        return _on_a_gpu(x, lowered, geometry)
     positions = math.prod(geometry.output_size(x.shape[2:], shape[2:]))
     dense = geometry.groups == 1 and not geometry.transposed
     return "batched_gemm" if dense and x.shape[0] > 1 and positions <= 196 else "grouped"
+
+
+def _on_a_gpu(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> str:
+    """The fastest strategy for more than one tap on an H100, by benchmarks/results/gpu.csv."""
+    if geometry.groups > 1 and x.numel() >= LARGE_ON_A_GPU and strategies["triton"].supports(lowered, geometry) is None:
+        return "triton"
+    dense = geometry.groups == 1 and not geometry.transposed
+    return "batched_gemm" if dense and x.shape[0] > 1 and x.dtype != torch.float32 else "grouped"
 
 
 @functools.lru_cache(maxsize=4096)

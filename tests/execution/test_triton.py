@@ -77,7 +77,9 @@ def test_what_it_cannot_serve_is_refused_by_name(lowered: Any, geometry: ConvGeo
 F32 = {"coefficients", "experts", "weight", "d_coefficients", "d_experts", "d_weight"}
 
 
-def compile_for(architecture: int, kernel: str, dtype: str, fixed: dict[str, Any], kernel_size: int, back: bool) -> str:
+def compile_for(
+    architecture: int, kernel: str, dtype: str, fixed: dict[str, Any], kernel_size: int, back: bool, warps: int = 4
+) -> str:
     """The PTX of a kernel; `fixed` are arguments that are known when it is compiled."""
     import triton.language as tl
     from triton.backends.compiler import GPUTarget
@@ -90,13 +92,13 @@ def compile_for(architecture: int, kernel: str, dtype: str, fixed: dict[str, Any
     constants |= {f"{name}_{side}": 1 for name in ("PADDING", "DILATION") for side in "HW"}
     operand = {"bf16": tl.bfloat16, "fp16": tl.float16, "fp32": tl.float32}[dtype]
     constants |= {"NUM_EXPERTS": 8, "BACK": back, "OPERAND": operand, "PRECISION": "ieee"}
-    constants |= {"BLOCK_B": 1, "BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16, "BLOCK_C": 32, **fixed}
+    constants |= {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16, "BLOCK_C": 32, **fixed}
     constants = {name: value for name, value in constants.items() if name in function.arg_names}
     signature = dict.fromkeys(function.arg_names, "i32")
     signature |= {name: f"*{dtype}" for name in ("grad", "x", "y") if name in signature}
     signature |= {name: "*fp32" for name in F32 if name in signature}
     signature |= dict.fromkeys(constants, "constexpr")
-    options = {"num_warps": 4, "num_stages": 2, "enable_fp_fusion": True}
+    options = {"num_warps": warps, "num_stages": 2, "enable_fp_fusion": True}
     source = ASTSource(function, signature, constants, {})
     return str(compile(source, target=GPUTarget("cuda", architecture, 32), options=options).asm["ptx"])
 
@@ -127,8 +129,24 @@ def test_every_kernel_compiles(
 ) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     ones = {"batch": 1, "channels": 1, "out_channels": 1, "out_height": 1, "out_width": 1, "height": 1, "width": 1}
-    for fixed in ({}, ones, {"BLOCK_B": 4}):  # Triton compiles arguments that are 1 in as constants.
+    for fixed in ({}, ones):  # Triton compiles arguments that are 1 in as constants.
         assert compile_for(architecture, kernel, dtype, fixed, 3, back)
+
+
+@NEEDS_TRITON
+@pytest.mark.parametrize(
+    ("kernel", "tile"),
+    [
+        ("mix_and_multiply", {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 32}),
+        ("mixture_gradient", {"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 64}),
+    ],
+)
+def test_warps_share_the_products_of_a_tile(
+    kernel: str, tile: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    alone, four = (compile_for(80, kernel, "bf16", tile, 1, False, warps).count("mma.sync") for warps in (1, 4))
+    assert alone == 4 * four > 0
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -165,21 +165,20 @@ def _power_of_2(size: int, low: int, high: int) -> int:
 def _mix_and_multiply(
     x: Tensor, coefficients: Tensor, experts: Tensor, y: Tensor, constants: dict[str, Any], back: bool
 ) -> None:
-    """Write y; all examples' small maps share 256 rows of a program, so that a tile of the bank is read for several."""
+    """Write y, in tiles of at most 128 positions and 64 channels."""
     from condconv.execution.native import triton_kernels as kernels
 
     batch, channels, positions = x.shape[0], y.shape[1], math.prod(y.shape[2:])
-    block_m = _power_of_2(positions, 16, 256)
-    block_b = _power_of_2(batch, 1, 256 // block_m)
+    block_m = _power_of_2(positions, 16, 128)
     block_n = _power_of_2(channels, 16, 32 if _exact(x) else 64)
-    rows = math.ceil(batch / block_b) * math.ceil(positions / block_m)
+    rows = batch * math.ceil(positions / block_m)
     while block_n > 16 and rows * math.ceil(channels / block_n) < _ENOUGH_PROGRAMS:
         block_n //= 2
     kernels.mix_and_multiply[(rows, math.ceil(channels / block_n))](
-        x, coefficients, experts, y, batch, *x.shape[1:], *y.shape[1:],
+        x, coefficients, experts, y, *x.shape[1:], *y.shape[1:],
         NUM_EXPERTS=experts.shape[0], BACK=back, **_precision(x), **constants,
-        BLOCK_B=block_b, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=16 if _exact(x) else 32,
-        num_warps=8 if block_b * block_m > 64 else 4, num_stages=2,
+        BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=16 if _exact(x) else 32,
+        num_warps=8 if block_m > 64 else 4, num_stages=2,
     )  # fmt: skip
 
 
@@ -190,16 +189,15 @@ def _mixture_gradient(
     from condconv.execution.native import triton_kernels as kernels
 
     batch, out_channels, depth = x.shape[0], grad.shape[1], math.prod(experts.shape[2:])
-    block_b, block_n, block_k = _power_of_2(batch, 1, 4), 32, 64
+    block_n, block_k = 32, 64
     grid = math.ceil(out_channels / block_n), math.ceil(depth / block_k)
-    splits = max(1, min(_ENOUGH_PROGRAMS // math.prod(grid), math.ceil(batch / block_b)))
+    splits = max(1, min(_ENOUGH_PROGRAMS // math.prod(grid), batch))
     d_coefficients = x.new_empty((math.prod(grid), *coefficients.shape), dtype=torch.float32)
     d_experts = x.new_zeros((splits, *experts.shape), dtype=torch.float32)
     kernels.mixture_gradient[(*grid, splits)](
         grad, x, coefficients, experts, d_coefficients, d_experts, batch, *x.shape[1:], *grad.shape[1:],
         NUM_EXPERTS=experts.shape[0], **_precision(x), **constants,
-        BLOCK_B=block_b, BLOCK_M=16 if _exact(x) else 32, BLOCK_N=block_n, BLOCK_K=block_k,
-        num_warps=8, num_stages=2,
+        BLOCK_M=16 if _exact(x) else 32, BLOCK_N=block_n, BLOCK_K=block_k, num_warps=4, num_stages=2,
     )  # fmt: skip
     return d_coefficients.sum(0), d_experts[0] if splits == 1 else d_experts.sum(0)
 
