@@ -24,13 +24,15 @@ struct Bank {
   Storage storage;
   const float* scale;  // (n, groups · blocks · 16) or null
   int64_t experts;
+  int64_t first_block;  // which one `data` begins with
 };
 
-// The same matrices as a bank's parameters hold them, with strides in elements; row k is (tap, channel).
+// The same matrices as a bank's parameters hold them, with strides in elements; row k is (tap, channel), and the taps of a
+// channel follow one another.
 struct Experts {
   const float* data;
   int64_t count, groups, taps, depth, columns;
-  int64_t expert_stride, group_stride, tap_stride, depth_stride, column_stride;
+  int64_t expert_stride, group_stride, depth_stride, column_stride;
 
   int64_t blocks() const { return groups * ((columns + kBlock - 1) / kBlock); }
 };
@@ -104,7 +106,10 @@ struct DepthwiseGradient {
 struct Kernels {
   using Multiply = void (*)(const Gemm&, int64_t first_block, int64_t last_block, int64_t first_example, int64_t last_example);
   const char* name;
-  void (*pack)(const Experts&, int64_t block, float* packed);
+  void (*pack)(const Experts&, int64_t block, float* packed);  // one block
+  // mixed[b] = Σ_i c[b][i] experts[i] of `length` numbers; experts are `step` apart, what is mixed follows one another.
+  void (*mix)(const float* experts, int64_t count, int64_t step, int64_t length, const float* c, int64_t examples,
+              float* mixed);
   Multiply gemm;
   Multiply gemm_bf16;  // where the maps are bf16
   void (*gemm_gradient)(const GemmGradient&, int64_t unit, float* coefficient_grad);

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "conv.h"
@@ -22,6 +23,6 @@ namespace condconv {
 namespace {
 #include "vector_kernels.inc"
 }
-const Kernels avx512_kernels = {"avx512", pack, gemm, gemm, gemm_gradient, depthwise, depthwise_gradient};
+const Kernels avx512_kernels = {"avx512", pack, mix, gemm, gemm, gemm_gradient, depthwise, depthwise_gradient};
 }  // namespace condconv
 #endif

@@ -13,6 +13,7 @@
 
 #include "conv.h"
 #include "isa.h"
+#include "scratch.h"
 
 namespace condconv {
 namespace {
@@ -87,10 +88,13 @@ Tensor empty_nhwc(const Tensor& like, ScalarType type, int64_t b, int64_t c, int
 
 const float* floats(const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); }
 
+constexpr int64_t kWorthThreads = 256 * 1024;  // multiply-adds that are worth waking the other threads
+
+int64_t threads_for(int64_t macs) { return macs < kWorthThreads ? 1 : std::max<int64_t>(1, torch::stable::get_num_threads()); }
+
 // Splits (blocks of columns) × (examples) among the threads, evenly, with as few readers of each column as possible.
 template <class F>
-void in_tiles(int64_t blocks, int64_t batch, const F& run) {
-  const int64_t threads = std::max<int64_t>(1, torch::stable::get_num_threads());
+void in_tiles(int64_t blocks, int64_t batch, int64_t threads, const F& run) {
   int64_t best = -1, rows = 1, columns = 1;
   for (int64_t r = 1; r <= std::min(batch, threads); r++) {
     const int64_t c = std::min(blocks, threads / r), cost = ((batch + r - 1) / r) * ((blocks + c - 1) / c);
@@ -162,13 +166,15 @@ Depthwise depthwise_of(const Geometry& g, Storage maps, const void* x, void* y, 
   return d;
 }
 
+constexpr int64_t kDepthwiseCost = 4;  // of a multiply-add beside one of a matrix product
 constexpr int64_t kPanelSpans = 6;  // of a depthwise panel: runs of memory that are long enough, kernels that stay in L2
 
 // Threads share the channels, so that each expert is read once; or the examples or the rows, where the channels cannot be
 // shared evenly.
 void run_depthwise(Depthwise d) {
   const Kernels& k = checked_kernels();
-  const int64_t threads = std::max<int64_t>(1, torch::stable::get_num_threads()), spans = d.spans();
+  const int64_t macs = d.batch * d.out_height * d.out_width * d.kernel_h * d.kernel_w * d.channels;
+  const int64_t threads = threads_for(kDepthwiseCost * macs), spans = d.spans();
   const int64_t share = (spans + threads - 1) / threads;  // of the thread with most spans
   const bool even = 8 * share * threads <= 9 * spans;
   const int64_t groups = spans % threads != 0 && d.batch % threads == 0 ? threads : 1;
@@ -191,14 +197,62 @@ void run_depthwise(Depthwise d) {
   });
 }
 
-void run_gemm(const Gemm& g) {
+constexpr int64_t kPacked = 256 * 1024;                  // floats of packed experts that stay in L2
+constexpr int64_t kFewestBlocks = 3, kMostBlocks = 12;  // that are packed, then multiplied: to read x seldom
+
+// The blocks [c0, c1) of the examples [b0, b1) with experts as they are: a few blocks are packed and then multiplied while
+// they are in cache, so that no more of the packed bank is ever in memory. Fewer examples than experts are mixed first,
+// and packed instead, where a block of columns is one run of memory.
+void gemm_unpacked(const Gemm& g, const Experts& e, Kernels::Multiply gemm, int64_t c0, int64_t c1, int64_t b0, int64_t b1) {
+  static thread_local Scratch packed_memory, mixed_memory;
   const Kernels& k = checked_kernels();
-  const auto gemm = g.maps == Storage::bf16 ? k.gemm_bf16 : k.gemm;
-  in_tiles(g.groups * g.blocks(), g.batch, [&](int64_t c0, int64_t c1, int64_t b0, int64_t b1) { gemm(g, c0, c1, b0, b1); });
+  const int64_t K = e.taps * e.depth, examples = b1 - b0;
+  const bool mixed_first = examples < e.count && e.column_stride == K;
+  const int64_t block = (mixed_first ? examples : e.count) * K * kBlock;  // numbers that are packed for a block of columns
+  const int64_t together = std::min(std::clamp(kPacked / block, kFewestBlocks, kMostBlocks), c1 - c0);
+  float* packed = packed_memory.floats(together * block);
+  const std::vector<float> ones(b1, 1.0f);
+  Gemm part = g;
+  for (int64_t first = c0, last; first < c1; first = last) {
+    last = std::min(first + together, c1);
+    part.bank.first_block = first;
+    if (!mixed_first) {
+      for (int64_t c = first; c < last; c++) k.pack(e, c, packed + (c - first) * block);
+      part.bank.data = packed;
+      gemm(part, first, last, b0, b1);
+      continue;
+    }
+    for (int64_t c = first; c < last; c++) {
+      const int64_t column = c % g.blocks() * kBlock, width = std::min(kBlock, e.columns - column);
+      const float* from = e.data + c / g.blocks() * e.group_stride + column * K;
+      float* mixed = mixed_memory.floats(examples * width * K);
+      k.mix(from, e.count, e.expert_stride, width * K, g.coefficients + b0 * e.count, examples, mixed);
+      for (int64_t b = 0; b < examples; b++) {
+        const Experts one{mixed + b * width * K, 1, 1, e.taps, e.depth, width, 0, 0, e.depth_stride, K};
+        k.pack(one, 0, packed + (b * together + c - first) * K * kBlock);
+      }
+    }
+    part.bank.experts = 1, part.coefficients = ones.data();
+    for (int64_t b = 0; b < examples; b++) {
+      part.bank.data = packed + b * together * K * kBlock;
+      gemm(part, first, last, b0 + b, b0 + b + 1);
+    }
+  }
 }
 
-Tensor forward(const Geometry& g, const Tensor& x, const Tensor& coefficients, const Bank& bank, const float* bias,
-               const float* shift, float threshold) {
+// `experts`, where there are any, take the place of the bank.
+void run_gemm(const Gemm& g, const Experts* experts = nullptr) {
+  const Kernels& k = checked_kernels();
+  const auto gemm = g.maps == Storage::bf16 ? k.gemm_bf16 : k.gemm;
+  const int64_t macs = g.batch * (g.rows + g.bank.experts) * g.taps * g.depth * g.columns * g.groups;
+  in_tiles(g.groups * g.blocks(), g.batch, threads_for(macs), [&](int64_t c0, int64_t c1, int64_t b0, int64_t b1) {
+    if (experts) gemm_unpacked(g, *experts, gemm, c0, c1, b0, b1);
+    else gemm(g, c0, c1, b0, b1);
+  });
+}
+
+Tensor forward(const Geometry& g, const Tensor& x, const Tensor& coefficients, const Bank& bank, const Experts* experts,
+               const float* bias, const float* shift, float threshold) {
   const bool half = x.scalar_type() == ScalarType::BFloat16;
   const ScalarType type = half ? ScalarType::BFloat16 : ScalarType::Float;
   const Storage maps = half ? Storage::bf16 : Storage::f32;
@@ -215,7 +269,8 @@ Tensor forward(const Geometry& g, const Tensor& x, const Tensor& coefficients, c
       run_gemm({g.batch, static_cast<int64_t>(rows.target.size()), g.taps(), g.depth(), g.columns(), g.groups,
                 rows.source.data(), rows.target.data(), maps, in.const_data_ptr(), g.height * g.width * g.in_channels,
                 g.in_channels, y,
-                g.out_height * g.out_width * g.out_channels, g.out_channels, floats(c), bias, shift, threshold, bank});
+                g.out_height * g.out_width * g.out_channels, g.out_channels, floats(c), bias, shift, threshold, bank},
+               experts);
     }
   }
   return as(out, x.scalar_type());
@@ -224,24 +279,25 @@ Tensor forward(const Geometry& g, const Tensor& x, const Tensor& coefficients, c
 // The experts (n, O, I/g, kh, kw) as matrices: of the convolution, or of the gradient of its input.
 Experts experts_of(const Geometry& g, const float* data, bool of_input) {
   const int64_t taps = g.taps(), row = taps * g.depth(), all = g.out_channels * row;
-  if (g.depthwise()) return {data, g.experts, 1, 1, taps, g.in_channels, all, 0, 0, 1, taps};
-  if (of_input) return {data, g.experts, g.groups, taps, g.columns(), g.depth(), all, g.columns() * row, 1, row, taps};
-  return {data, g.experts, g.groups, taps, g.depth(), g.columns(), all, g.columns() * row, 1, taps, row};
+  if (g.depthwise()) return {data, g.experts, 1, 1, taps, g.in_channels, all, 0, 1, taps};
+  if (of_input) return {data, g.experts, g.groups, taps, g.columns(), g.depth(), all, g.columns() * row, row, taps};
+  return {data, g.experts, g.groups, taps, g.depth(), g.columns(), all, g.columns() * row, taps, row};
 }
 
-// Packs them: n·|W| numbers are written, whatever the batch.
+Bank bank_of(const void* packed, int64_t experts) { return {packed, Storage::f32, nullptr, experts, 0}; }
+
+// Packs all of them: n·|W| numbers are written, whatever the batch.
 Tensor pack(const Experts& e, const Tensor& like) {
   const Kernels& k = checked_kernels();
-  const std::array<int64_t, 1> size{e.blocks() * kBlock * e.taps * e.depth * e.count};
+  const int64_t block = kBlock * e.taps * e.depth * e.count;
+  const std::array<int64_t, 1> size{e.blocks() * block};
   Tensor packed = torch::stable::empty(size, ScalarType::Float, std::nullopt, like.device());
   float* to = static_cast<float*>(packed.mutable_data_ptr());
-  torch::stable::parallel_for(0, e.blocks(), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; block++) k.pack(e, block, to);
+  torch::stable::parallel_for(0, e.blocks(), kWorthThreads / block + 1, [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; c++) k.pack(e, c, to + c * block);
   });
   return packed;
 }
-
-Bank bank_of(const Tensor& packed, int64_t experts) { return {packed.const_data_ptr(), Storage::f32, nullptr, experts}; }
 
 Sizes kernel_of(const Tensor& experts) {
   STD_TORCH_CHECK(experts.dim() == 5, "condconv: experts must be (n, O, I/g, kh, kw)");
@@ -252,8 +308,11 @@ Tensor conv2d(const Tensor& x, const Tensor& coefficients, const Tensor& experts
               Sizes dilation, int64_t groups) {
   const Geometry g = geometry_of(x, coefficients, kernel_of(experts), stride, padding, dilation, groups);
   STD_TORCH_CHECK(experts.size(0) == g.experts, "condconv: ", g.experts, " coefficients for ", experts.size(0), " experts");
-  const Tensor weight = dense(as_float(experts)), packed = pack(experts_of(g, floats(weight), false), weight);
-  return forward(g, x, coefficients, bank_of(packed, g.experts), nullptr, nullptr, 0.0f);
+  const Tensor weight = dense(as_float(experts));
+  const Experts matrices = experts_of(g, floats(weight), false);
+  if (!g.depthwise()) return forward(g, x, coefficients, bank_of(nullptr, g.experts), &matrices, nullptr, nullptr, 0.0f);
+  const Tensor packed = pack(matrices, weight);
+  return forward(g, x, coefficients, bank_of(packed.const_data_ptr(), g.experts), nullptr, nullptr, nullptr, 0.0f);
 }
 
 Tensor conv2d_packed(const Tensor& x, const Tensor& coefficients, const Tensor& packed, std::optional<Tensor> scale,
@@ -279,8 +338,8 @@ Tensor conv2d_packed(const Tensor& x, const Tensor& coefficients, const Tensor& 
   const Storage storage = type == ScalarType::Float      ? Storage::f32
                           : type == ScalarType::BFloat16 ? Storage::bf16
                                                          : Storage::int8;
-  const Bank bank{packed.const_data_ptr(), storage, s ? floats(*s) : nullptr, g.experts};
-  return forward(g, x, coefficients, bank, b ? floats(*b) : nullptr, added ? floats(*added) : nullptr,
+  const Bank bank{packed.const_data_ptr(), storage, s ? floats(*s) : nullptr, g.experts, 0};
+  return forward(g, x, coefficients, bank, nullptr, b ? floats(*b) : nullptr, added ? floats(*added) : nullptr,
                  static_cast<float>(threshold));
 }
 
@@ -315,15 +374,18 @@ Tensor depthwise_input_gradient(const Geometry& g, const Tensor& grad, const flo
 }
 
 Tensor input_gradient(const Geometry& g, const Tensor& grad, const float* coefficients, const Tensor& weight) {
-  const Tensor packed = pack(experts_of(g, floats(weight), true), weight);
-  const Bank bank = bank_of(packed, g.experts);
-  if (g.depthwise()) return depthwise_input_gradient(g, grad, coefficients, bank);
+  const Experts matrices = experts_of(g, floats(weight), true);
+  if (g.depthwise()) {
+    const Tensor packed = pack(matrices, weight);
+    return depthwise_input_gradient(g, grad, coefficients, bank_of(packed.const_data_ptr(), g.experts));
+  }
   Tensor out = empty_nhwc(grad, ScalarType::Float, g.batch, g.in_channels, g.height, g.width);
   const Rows rows = backward_rows(g);
   run_gemm({g.batch, g.height * g.width, g.taps(), g.columns(), g.depth(), g.groups, rows.source.data(), rows.target.data(),
             Storage::f32, grad.const_data_ptr(), g.out_height * g.out_width * g.out_channels, g.out_channels,
             out.mutable_data_ptr(), g.height * g.width * g.in_channels, g.in_channels, coefficients,
-            nullptr, nullptr, 0.0f, bank});
+            nullptr, nullptr, 0.0f, bank_of(nullptr, g.experts)},
+           &matrices);
   return out;
 }
 
@@ -348,7 +410,7 @@ void expert_gradient(const Geometry& g, const Tensor& grad, const Tensor& x, con
   const Kernels& k = checked_kernels();
   float* to = static_cast<float*>(weight_grad.mutable_data_ptr());
   if (g.depthwise()) {
-    const Bank bank{nullptr, Storage::f32, nullptr, g.experts};
+    const Bank bank = bank_of(nullptr, g.experts);
     const DepthwiseGradient d{depthwise_of(g, Storage::f32, x.const_data_ptr(), nullptr, coefficients, bank), floats(grad), experts, to};
     summed(d.shape.panels, coefficient_grad, [&](int64_t u, float* part) { k.depthwise_gradient(d, u, part); });
     return;

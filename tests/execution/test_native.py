@@ -71,6 +71,8 @@ def test_all_geometries_and_layouts() -> None:
 
 BEYOND_ALL_BLOCKS = [
     Case(2, 3, 170, 210, (7, 7)),
+    Case(7, 5, 120, 420, (5, 6)),
+    Case(2, 9, 60, 250, (5, 4), kernel=3, groups=2),
     Case(18, 9, 50, 20, (3, 2)),
     Case(2, 2, 20, 17, (19, 18), kernel=3, padding=1),
     Case(1, 17, 70, 70, (9, 17), kernel=5, padding=2, groups=70),

@@ -45,7 +45,7 @@ def test_without_instructions_torch_computes_the_same(tmp_path: Path) -> None:
     assert run_with("none", str(tmp_path / "outputs.pt")) == "none"
     without = torch.load(tmp_path / "outputs.pt")
     for name, expected in outputs().items():
-        assert difference(without[name], expected) < (2e-2 if "bf16 rest" in name else 1e-5), name
+        assert difference(without[name], expected) < (2e-2 if "bf16 rest" in name else 3e-5), name
 
 
 def outputs() -> dict[str, Tensor]:
