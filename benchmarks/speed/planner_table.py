@@ -1,11 +1,13 @@
 """The planner's table: the time of every strategy on many shapes, in both memory layouts (CPU).
 
-    python -m benchmarks.speed.planner_table     writes condconv/execution/measured.csv, about five minutes
+    python -m benchmarks.speed.planner_table             writes condconv/execution/measured.csv, about ten minutes
+    python -m benchmarks.speed.planner_table --check     writes benchmarks/results/planner_check.csv, in seconds
 
 Shapes are drawn from a fixed seed: sizes as often small as large, channels that are multiples of nothing, stride 2, one
 thread to twice as many as there are cores. Forward of the training form (experts in their natural layout), without
 gradients. An empty time belongs to a strategy that cannot serve the shape, or to one whose first calls were hopelessly
-slow. What was measured on processors of other makers is kept.
+slow. What was measured on processors of other makers is kept. Whether such a table tells of shapes that are not in it
+is checked by leaving out one cell after the other, and choosing its strategy by the others.
 """
 
 from __future__ import annotations
@@ -17,13 +19,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmarks.speed.harness import quantile
 from benchmarks.speed.machine import ROOT, Quiet
-from benchmarks.speed.results import arguments, read, table
-from condconv.execution import execute, strategies
+from benchmarks.speed.results import SLOWEST, arguments, read, table
+from condconv.execution import execute, measured, strategies
 from condconv.execution.measured import maker
 from condconv.geometry import ConvGeometry
 from condconv.lowered import Mixture
@@ -33,13 +37,14 @@ TABLE = ROOT / "condconv" / "execution" / "measured.csv"
 STRATEGIES = [name for name in strategies if name not in ("reference", "triton")]
 """Those that run on the CPU; the reference defines the meaning, and nobody runs it to be fast."""
 COLUMNS = (
-    "kind", "batch", "positions", "in_channels", "out_channels", "taps", "stride", "experts", "layout", "threads",
+    "kind", "batch", "positions", "in_channels", "out_channels", "groups", "taps", "stride", "experts", "layout", "threads",
     *(f"{name}_ms" for name in STRATEGIES), "machine", "torch",
 )  # fmt: skip
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 THREADS = (1, 2, 4)
-KINDS = {"pointwise": 1024, "dense": 400, "depthwise": 1280}
-"""Kinds of convolutions, and the most channels that are drawn."""
+KINDS = {"pointwise": 1024, "dense": 400, "depthwise": 1280, "grouped": 128}
+"""Kinds of convolutions, and the most channels that are drawn: of a group, if they are grouped."""
+GROUPS = (2, 3, 4, 8)
 SHAPES, SEED = 600, 1
 """Shapes of each kind."""
 EXPERTS = 8
@@ -48,7 +53,9 @@ MOST_MACS = 6e8
 """Larger cells are left out: they cost minutes, and the nearest smaller one tells as much."""
 HOPELESS = 4
 """A strategy is not measured again when its second call takes that many times as long as the fastest's."""
-CALLS_S, MOST_CALLS = 0.03, 9
+TURNS = 3
+"""Strategies take turns: in each one, a call that fills the caches and as many as fit into `TURN_S` seconds."""
+TURN_S, MOST_CALLS = 0.01, 5
 
 
 @dataclass(frozen=True)
@@ -63,12 +70,8 @@ class Cell:
     out_channels: int
     kernel: int
     stride: int
+    groups: int
     threads: int
-
-    @property
-    def groups(self) -> int:
-        """Groups of the convolution."""
-        return self.in_channels if self.kind == "depthwise" else 1
 
     @property
     def geometry(self) -> ConvGeometry:
@@ -100,10 +103,13 @@ def cells() -> Iterator[Cell]:
         found = 0
         while found < SHAPES:
             channels = _size(draw, 4, most)
+            groups = {"depthwise": channels, "grouped": draw.choice(GROUPS)}.get(kind, 1)
             cell = Cell(
-                kind, _size(draw, 1, 64), _size(draw, 4, 56), _size(draw, 4, 56), channels,
-                channels if kind == "depthwise" else _size(draw, 4, most),
-                1 if kind == "pointwise" else draw.choice((3, 3, 5)), draw.choice((1, 1, 2)), draw.choice(THREADS),
+                kind, _size(draw, 1, 64), _size(draw, 4, 56), _size(draw, 4, 56),
+                channels if kind == "depthwise" else groups * channels,
+                channels if kind == "depthwise" else groups * _size(draw, 4, most),
+                1 if kind == "pointwise" else draw.choice((3, 3, 5)), draw.choice((1, 1, 2)), groups,
+                draw.choice(THREADS),
             )  # fmt: skip
             # A depthwise convolution is as slow as a dense one with hundreds of times its multiply-adds.
             if cell.macs * (25 if kind == "depthwise" else 1) <= MOST_MACS:
@@ -116,7 +122,7 @@ def _size(draw: random.Random, low: int, high: int) -> int:
     return round(math.exp(draw.uniform(math.log(low), math.log(high))))
 
 
-QUICK = (Cell("pointwise", 2, 3, 3, 16, 8, 1, 2, 1), Cell("depthwise", 2, 3, 4, 16, 16, 3, 1, 1))
+QUICK = (Cell("pointwise", 2, 3, 3, 16, 8, 1, 2, 1, 1), Cell("depthwise", 2, 3, 4, 16, 16, 3, 1, 16, 1))
 
 
 def times_ms(cell: Cell, layout: str) -> dict[str, float | None]:
@@ -132,10 +138,12 @@ def times_ms(cell: Cell, layout: str) -> dict[str, float | None]:
     able = [name for name in STRATEGIES if strategies[name].supports(mixture, geometry) is None]
     found = {name: [_seconds(call(name)), _seconds(call(name))][1:] for name in able}
     fastest = min(times[0] for times in found.values())
-    for name in able:
-        if found[name][0] < HOPELESS * fastest:
-            number = max(2, min(MOST_CALLS, round(CALLS_S / found[name][0])))
-            found[name] = [_seconds(call(name)) for _ in range(number)]
+    worth = {name: times[0] for name, times in found.items() if times[0] < HOPELESS * fastest}
+    for turn in range(TURNS):
+        for name, once in worth.items():
+            call(name)()
+            number = max(1, min(MOST_CALLS, round(TURN_S / once)))
+            found[name] = found[name] * (turn > 0) + [_seconds(call(name)) for _ in range(number)]
     return {name: 1e3 * statistics.median(found[name]) if name in found else None for name in STRATEGIES}
 
 
@@ -152,24 +160,54 @@ def rows(cell: Cell) -> Iterator[dict[str, object]]:
         times = times_ms(cell, layout)
         yield {
             "kind": cell.kind, "batch": cell.batch, "positions": cell.positions, "in_channels": cell.in_channels,
-            "out_channels": cell.out_channels, "taps": cell.kernel**2, "stride": cell.stride, "experts": EXPERTS,
-            "layout": layout, "threads": cell.threads, "machine": processor(), "torch": torch.__version__,
+            "out_channels": cell.out_channels, "groups": cell.groups if cell.kind == "grouped" else 1, "taps": cell.kernel**2, "stride": cell.stride,
+            "experts": EXPERTS, "layout": layout, "threads": cell.threads, "machine": processor(), "torch": torch.__version__,
             **{f"{name}_ms": "" if ms is None else f"{ms:.4g}" for name, ms in times.items()},
         }  # fmt: skip
 
 
+CHECKED = ("maker", "kind", "layout", "cells", "exceed", "mean", "p90", "worst")
+
+
+def check() -> Iterator[dict[str, object]]:
+    """How many times as slow as the fastest strategy the choice is for cells that are left out, by what is measured.
+
+    `exceed` counts those of more than `SLOWEST`, `mean` is geometric; the table's bound is that of `measured.HOPELESS`.
+    """
+    for who in dict.fromkeys(maker(line["machine"]) for line in read(TABLE)):
+        for (kind, last), (names, cells) in measured.cells_of(who).items():
+            slow = []
+            for left_out in cells:
+                chosen = measured.vote(names, (cell for cell in cells if cell is not left_out), left_out.place)[0]
+                slow.append(2 ** left_out.slowness[names.index(chosen)])
+            yield {
+                "maker": who, "kind": kind, "layout": "channels_last" if last else "contiguous", "cells": len(cells),
+                "exceed": sum(ratio > SLOWEST for ratio in slow), "mean": f"{statistics.geometric_mean(slow):.3f}",
+                "p90": f"{quantile(slow, 0.9):.3f}", "worst": f"{max(slow):.2f}",
+            }  # fmt: skip
+
+
 @torch.no_grad()
 def main(words: Sequence[str] | None = None) -> None:
-    """Measure all shapes; --only and --threads have no effect."""
-    given = arguments("planner_table", __doc__, words)
-    Quiet(0 if given.quick else 2)
-    path = given.out / TABLE.name if given.quick else TABLE
+    """Measure all shapes, then check the table; --only and --threads have no effect."""
+    given = arguments("planner_table", __doc__, words, check="check the table that is there, without measuring")
+    if not given.check:
+        measure(given.out / TABLE.name if given.quick else TABLE, given.quick)
+    with table(given.out / "planner_check.csv", CHECKED) as add:
+        for row in check():
+            add(row)
+            print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+
+
+def measure(path: Path, quick: bool) -> None:
+    """Write the table."""
+    Quiet(0 if quick else 2)
     started = time.perf_counter()
     others = [line for line in read(path) if maker(line["machine"]) != maker(processor())]
     with table(path, COLUMNS) as add:
         for line in others:
-            add(line)
-        for cell in QUICK if given.quick else cells():
+            add({column: line.get(column, "") for column in COLUMNS})
+        for cell in QUICK if quick else cells():
             for row in rows(cell):
                 add(row)
             print(f"{time.perf_counter() - started:6.1f} s  {cell.name}", flush=True)

@@ -19,6 +19,8 @@ from benchmarks.speed.roofline import Roofline
 
 RESULTS = ROOT / "benchmarks" / "results"
 QUICK_RESULTS = ROOT / "build" / "bench"
+SLOWEST = 1.15
+"""How much slower than the best strategy the planner's choice may be."""
 
 Row = Mapping[str, object]
 Line = dict[str, str]
@@ -36,9 +38,12 @@ Cell = TypeVar("Cell", bound=Named)
 
 
 def arguments(
-    module: str, about: str | None, words: Sequence[str] | None, model: str | None = None
+    module: str, about: str | None, words: Sequence[str] | None, model: str | None = None, check: str | None = None
 ) -> argparse.Namespace:
-    """Parse the options of a script and set the number of threads; `model` is the default of --model, if it has one."""
+    """Parse the options of a script and set the number of threads; `model` is the default of --model, if it has one.
+
+    `check` says what --check does, if there is one.
+    """
     parser = argparse.ArgumentParser(
         f"python -m benchmarks.speed.{module}", description=about,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -49,6 +54,8 @@ def arguments(
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: benchmarks/results; build/bench if quick")
     if model is not None:
         parser.add_argument("--model", default=model, help=f"a network of `condconv models` (default: {model})")
+    if check is not None:
+        parser.add_argument("--check", action="store_true", help=check)
     given = parser.parse_args(words)
     # The committed results, and the page, are of the default network.
     given.suffix = "" if model is None or given.model == model else f"-{given.model}"

@@ -138,7 +138,7 @@ def _plan(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> str:
     training = isinstance(lowered, Mixture) and torch.is_grad_enabled() and lowered.experts.requires_grad
     if native and (isinstance(lowered, Packed) or training or torch.compiler.is_compiling()):
         return "native"
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+    if x.is_cpu and not torch.compiler.is_compiling():
         last = x.shape[1] == 1 or x.stride(1) == 1
         for name in _measured(x.shape, last, lowered.kernel_shape, geometry, torch.get_num_threads()):
             if native if name == "native" else strategies[name].supports(lowered, geometry) is None:
@@ -165,22 +165,16 @@ def _on_a_gpu(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> str:
 def _measured(
     size: torch.Size, channels_last: bool, shape: tuple[int, ...], geometry: ConvGeometry, threads: int
 ) -> tuple[str, ...]:
-    """The strategies for x of a size and kernels of a shape, fastest first; none where nothing like it was measured.
-
-    Grouped convolutions are not in the table: in channels_last `native` led on all that were tried, else `grouped`.
-    """
+    """The strategies for x of a size and kernels of a shape, fastest first; none where nothing like it was measured."""
     taps, out_channels = math.prod(shape[2:]), geometry.out_channels(shape)
     if geometry.transposed:
         return ()
-    if geometry.groups == 1:
-        kind = "pointwise" if taps == 1 else "dense"
-    elif shape[1] == 1 and out_channels == geometry.groups:
-        kind = "depthwise"
-    else:
-        return ("native",) if channels_last else ("grouped",)
+    kind, groups = "pointwise" if taps == 1 else "dense", geometry.groups
+    if groups > 1:
+        kind, groups = ("depthwise", 1) if shape[1] == 1 and out_channels == groups else ("grouped", groups)
     positions = math.prod(geometry.output_size(size[2:], shape[2:]))
     stride = math.prod(geometry.stride) ** (1 / geometry.rank)
-    return ranking(Shape(kind, channels_last, size[0], positions, size[1], out_channels, taps, stride, threads))
+    return ranking(Shape(kind, channels_last, size[0], positions, size[1], out_channels, groups, taps, stride, threads))
 
 
 def _native_serves(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> bool:

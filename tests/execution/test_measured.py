@@ -13,9 +13,9 @@ from condconv.execution import measured, strategies
 from condconv.execution.measured import Shape, ranking
 
 Write = Callable[..., None]
-HEAD = "kind,layout,batch,positions,in_channels,out_channels,taps,stride,threads,machine,grouped_ms,native_ms"
-SMALL = "dense,channels_last,1,16,8,8,9,1,1"
-LARGE = "dense,channels_last,64,4096,256,256,9,1,1"
+HEAD = "kind,layout,batch,positions,in_channels,out_channels,groups,taps,stride,threads,machine,grouped_ms,native_ms"
+SMALL = "dense,channels_last,1,16,8,8,1,9,1,1"
+LARGE = "dense,channels_last,64,4096,256,256,1,9,1,1"
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
 
 
 def shape(batch: int, positions: int, channels: int) -> Shape:
-    return Shape("dense", True, batch, positions, channels, channels, 9, 1, 1)
+    return Shape("dense", True, batch, positions, channels, channels, 1, 9, 1, 1)
 
 
 def test_the_nearest_shapes_decide(write: Write) -> None:
@@ -48,6 +48,11 @@ def test_the_nearest_shapes_decide(write: Write) -> None:
 def test_neighbours_are_averaged_and_a_missing_time_is_a_slow_one(write: Write) -> None:
     write("A 1", f"{SMALL},A 1,1.0,1.1", f"{SMALL},A 1,1.0,1.1", f"{SMALL},A 1,,1.0")
     assert ranking(shape(1, 16, 8)) == ("native", "grouped")
+
+
+def test_a_nearer_neighbour_weighs_more(write: Write) -> None:
+    write("A 1", f"{SMALL},A 1,1.0,2.0", *[f"{LARGE},A 1,2.0,1.0"] * 2)
+    assert ranking(shape(1, 16, 8)) == ("grouped", "native")
 
 
 def test_what_was_measured_on_the_same_makers_processor_counts(write: Write) -> None:
@@ -72,8 +77,8 @@ def test_shapes_may_be_asked_for_while_torch_is_traced(write: Write) -> None:
     assert ranking(shape(1, 16, 8)) == ("grouped", "native")
 
 
-@pytest.mark.parametrize("kind", ["pointwise", "dense", "depthwise"])
+@pytest.mark.parametrize("kind", ["pointwise", "dense", "depthwise", "grouped"])
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_the_committed_table_ranks_registered_strategies(kind: str, channels_last: bool) -> None:
-    names = ranking(Shape(kind, channels_last, 4, 196, 96, 96, 9, 1, torch.get_num_threads()))
+    names = ranking(Shape(kind, channels_last, 4, 196, 96, 96, 1, 9, 1, torch.get_num_threads()))
     assert names and set(names) <= set(strategies)

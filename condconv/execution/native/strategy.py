@@ -42,7 +42,7 @@ class Native:
         if geometry.rank > 2 or geometry.transposed:
             return "it needs a convolution of one or two dimensions that is not transposed"
         experts = lowered.packed if isinstance(lowered, Packed) else lowered.experts
-        if experts.device.type != "cpu":
+        if not experts.is_cpu:
             return f"the experts are on {experts.device}; it needs a CPU"
         if not isinstance(lowered, Packed) and experts.dtype not in _FLOATS:
             return f"the experts are {experts.dtype}; it needs float32 or bfloat16"
