@@ -5,6 +5,7 @@ python -m benchmarks.speed.report
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,14 +13,14 @@ from pathlib import Path
 from benchmarks.speed.figure import draw
 from benchmarks.speed.gpu_page import gpu
 from benchmarks.speed.machine import ROOT
-from benchmarks.speed.results import Line
+from benchmarks.speed.results import SLOWEST, Line
 from benchmarks.speed.targets import TARGETS, Measured, Results, Target, geometric_mean, select
 
 PAGE = ROOT / "docs" / "performance.md"
 PLOT = ROOT / "docs" / "performance.svg"
 LIMITS = Path(__file__).with_name("limits.md")
-SLOWEST = 1.15
-"""How much slower than the best strategy the planner's choice may be."""
+BATCHES = {"1": (1, 1), "2 to 4": (2, 4), "5 to 16": (5, 16), "17 and more": (17, math.inf)}
+"""Sizes of batches that are counted together."""
 
 INTRODUCTION = """# Performance
 
@@ -67,7 +68,7 @@ def page(results: Results, limits: str) -> str:
         section("Layers, coefficients given", layers(results.layers, ("dense", "depthwise"))),
         section("More experts, larger batches, fewer active experts", scaling(results.layers)),
         section("Shapes that are not in the planner's table", random_shapes(results.random_shapes)),
-        section("The planner's table", planner(results.measured)),
+        section("The planner's table", [*planner(results.measured), *planner_check(results.planner_check)]),
         section("Where the time goes", [limits.strip(), "", *hotspots(results.hotspots)]),
         section("On a GPU", gpu(results.gpu_networks, results.gpu)),
         REPEAT,
@@ -245,18 +246,32 @@ def planner(lines: Sequence[Line]) -> list[str]:
     if not lines:
         return []
     names = [column.removesuffix("_ms") for column in lines[0] if column.endswith("_ms")]
-    wins: dict[tuple[str, str, str], dict[str, int]] = {}
+    wins: dict[tuple[str, ...], dict[str, int]] = {}
     for line in lines:
         times = {name: float(line[f"{name}_ms"]) for name in names if line[f"{name}_ms"]}
-        key = (line["machine"], f"{line['kind']}, {line['taps']} taps", line["batch"])
-        counted = wins.setdefault(key, dict.fromkeys(names, 0))
+        batch = next(title for title, (low, high) in BATCHES.items() if low <= int(line["batch"]) <= high)
+        counted = wins.setdefault((line["machine"], line["kind"], line["layout"], batch), dict.fromkeys(names, 0))
         counted[min(times, key=lambda name: times[name])] += 1
     text = (
         f"`condconv/execution/measured.csv` has {len(lines)} cells (shape, layout, number of threads), and the planner "
         "looks at those of a processor of the same maker. How often each strategy is the fastest:"
     )
-    body = [[*key, *(str(counted[name]) for name in names)] for key, counted in wins.items()]
-    return [text, "", *table(("processor", "kind", "batch", *names), body)]
+    order = list(BATCHES)
+    keys = sorted(wins, key=lambda key: (*key[:3], order.index(key[3])))
+    body = [[*key, *(str(wins[key][name]) for name in names)] for key in keys]
+    return [text, "", *table(("processor", "kind", "layout", "batch", *names), body)]
+
+
+def planner_check(lines: Sequence[Line]) -> list[str]:
+    """How the choice by the other cells of the table compares with the best strategy of a cell."""
+    if not lines:
+        return []
+    text = (
+        "Each cell was left out in turn, and its strategy chosen by the others: how many times as slow as the fastest "
+        f"strategy that is, and how many cells exceed {SLOWEST}:"
+    )
+    head = ("maker", "kind", "layout", "cells", f"above {SLOWEST}", "geometric mean", "90th percentile", "worst")
+    return ["", text, "", *table(head, [list(line.values()) for line in lines])]
 
 
 def hotspots(lines: Sequence[Line]) -> list[str]:

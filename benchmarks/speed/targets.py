@@ -21,6 +21,7 @@ class Results:
     hotspots: Sequence[Line] = ()
     gpu: Sequence[Line] = ()
     gpu_networks: Sequence[Line] = ()
+    planner_check: Sequence[Line] = ()
     measured: Sequence[Line] = ()
 
     @staticmethod

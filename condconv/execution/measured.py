@@ -33,6 +33,7 @@ _SIZES = {
     "groups": 1,
     "taps": 1,
     "stride": 2,
+    "experts": 0.5,
     "threads": 2,
 }
 """What is compared, and how much a factor of two in it counts.
@@ -58,6 +59,8 @@ class Shape(NamedTuple):
     """Positions of the kernel."""
     stride: float
     """The geometric mean of its dimensions."""
+    experts: int
+    """1 where the kernels are mixed already."""
     threads: int
 
 

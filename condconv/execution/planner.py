@@ -140,7 +140,8 @@ def _plan(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> str:
         return "native"
     if x.is_cpu and not torch.compiler.is_compiling():
         last = x.shape[1] == 1 or x.stride(1) == 1
-        for name in _measured(x.shape, last, lowered.kernel_shape, geometry, torch.get_num_threads()):
+        experts = 1 if isinstance(lowered, Kernels) else lowered.num_experts
+        for name in _measured(x.shape, last, lowered.kernel_shape, geometry, experts, torch.get_num_threads()):
             if native if name == "native" else strategies[name].supports(lowered, geometry) is None:
                 return name
     shape = lowered.kernel_shape
@@ -163,7 +164,7 @@ def _on_a_gpu(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _measured(
-    size: torch.Size, channels_last: bool, shape: tuple[int, ...], geometry: ConvGeometry, threads: int
+    size: torch.Size, channels_last: bool, shape: tuple[int, ...], geometry: ConvGeometry, experts: int, threads: int
 ) -> tuple[str, ...]:
     """The strategies for x of a size and kernels of a shape, fastest first; none where nothing like it was measured."""
     taps, out_channels = math.prod(shape[2:]), geometry.out_channels(shape)
@@ -174,7 +175,8 @@ def _measured(
         kind, groups = ("depthwise", 1) if shape[1] == 1 and out_channels == groups else ("grouped", groups)
     positions = math.prod(geometry.output_size(size[2:], shape[2:]))
     stride = math.prod(geometry.stride) ** (1 / geometry.rank)
-    return ranking(Shape(kind, channels_last, size[0], positions, size[1], out_channels, groups, taps, stride, threads))
+    sizes = size[0], positions, size[1], out_channels, groups, taps, stride, experts, threads
+    return ranking(Shape(kind, channels_last, *sizes))
 
 
 def _native_serves(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> bool:

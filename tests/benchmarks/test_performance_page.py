@@ -45,7 +45,11 @@ RESULTS = Results(
         {"cell": f"shape {i}", "ratio": ratio, "error": "1e-7", "chosen": "native", "best": "grouped"}
         for i, ratio in enumerate(("0.8", "1.25"))
     ],
-    measured=[{"machine": "CPU 1", "kind": "dense", "taps": "9", "batch": "1", "grouped_ms": "2", "native_ms": "1"}],
+    measured=[
+        {"machine": "CPU 1", "kind": "dense", "layout": "contiguous", "batch": b, "grouped_ms": "2", "native_ms": "1"}
+        for b in ("3", "1", "4")
+    ],
+    planner_check=[{"maker": "CPU", "kind": "dense", "exceed": "2"}],
     hotspots=[{"cell": "w", "contender": "ours", "operator": "op", "self_ms": "1", "share_percent": "9", "calls": "1"}],
 )  # fmt: skip
 
@@ -53,6 +57,12 @@ RESULTS = Results(
 def test_the_committed_page_is_up_to_date() -> None:
     assert report.PAGE.read_text(encoding="utf-8") == report.page(Results.committed(), LIMITS)
     assert report.PLOT.exists() == bool(Results.committed().layers)
+
+
+def test_batches_of_the_planners_table_are_counted_together() -> None:
+    page = report.page(RESULTS, LIMITS)
+    assert "| CPU 1 | dense | contiguous | 1 | 0 | 1 |\n| CPU 1 | dense | contiguous | 2 to 4 | 0 | 2 |" in page
+    assert "| CPU | dense | 2 |" in page
 
 
 def test_targets_stand_beside_what_was_measured() -> None:
@@ -71,7 +81,6 @@ def test_tables_show_strategies_means_and_misses() -> None:
     assert f"{head} multiply-adds | roofline | auto chose |" in page
     assert "| **dense: geometric mean** |  | **1.10** | **3.00** | **1.00** | **2.00** |" in page
     assert "1.00 × the time of the best strategy" in page and "1 exceed 1.15" in page
-    assert "| dense, 9 taps | 1 | 0 | 1 |" in page
     assert "`op`" in page
 
 

@@ -15,7 +15,7 @@ from benchmarks.speed.harness import Spread, Timing, measure
 from benchmarks.speed.results import Line, read, table
 from benchmarks.speed.roofline import Roofline, size_class
 from benchmarks.speed.subjects import OURS, STATIC, Work
-from condconv.execution import execute, strategies
+from condconv.execution import execute, measured, strategies
 
 SMALL = "condconv_mobilenetv1_025"
 Run = Callable[..., list[Line]]
@@ -150,6 +150,14 @@ def test_planner_table_measures_every_strategy_in_every_layout(run: Run) -> None
         assert float(line["grouped_ms"]) > 0 and float(line["batched_gemm_ms"]) > 0
     assert {cell.kind for cell in planner_table.cells()} == set(planner_table.KINDS)
     assert max(cell.macs for cell in planner_table.cells()) <= planner_table.MOST_MACS
+
+
+def test_the_planners_table_is_checked_by_leaving_out_cells(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd_one_out = [measured.Cell((float(i),), (1.0, 0.0) if i == 3 else (0.0, 1.0)) for i in range(4)]
+    monkeypatch.setattr(planner_table, "read", lambda path: [{"machine": "A 1"}])
+    monkeypatch.setattr(measured, "cells_of", lambda who: {("dense", True): (("grouped", "native"), odd_one_out)})
+    (line,) = run(planner_table, "--check")
+    assert (line["maker"], line["cells"], line["exceed"], line["worst"]) == ("A", "4", "1", "2.00")
 
 
 def test_random_shapes_are_odd_and_always_the_same() -> None:

@@ -13,9 +13,10 @@ from condconv.execution import measured, strategies
 from condconv.execution.measured import Shape, ranking
 
 Write = Callable[..., None]
-HEAD = "kind,layout,batch,positions,in_channels,out_channels,groups,taps,stride,threads,machine,grouped_ms,native_ms"
-SMALL = "dense,channels_last,1,16,8,8,1,9,1,1"
-LARGE = "dense,channels_last,64,4096,256,256,1,9,1,1"
+SIZES = "batch,positions,in_channels,out_channels,groups,taps,stride,experts,threads"
+HEAD = f"kind,layout,{SIZES},machine,grouped_ms,native_ms"
+SMALL = "dense,channels_last,1,16,8,8,1,9,1,8,1"
+LARGE = "dense,channels_last,64,4096,256,256,1,9,1,8,1"
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
 
 
 def shape(batch: int, positions: int, channels: int) -> Shape:
-    return Shape("dense", True, batch, positions, channels, channels, 1, 9, 1, 1)
+    return Shape("dense", True, batch, positions, channels, channels, 1, 9, 1, 8, 1)
 
 
 def test_the_nearest_shapes_decide(write: Write) -> None:
@@ -80,5 +81,5 @@ def test_shapes_may_be_asked_for_while_torch_is_traced(write: Write) -> None:
 @pytest.mark.parametrize("kind", ["pointwise", "dense", "depthwise", "grouped"])
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_the_committed_table_ranks_registered_strategies(kind: str, channels_last: bool) -> None:
-    names = ranking(Shape(kind, channels_last, 4, 196, 96, 96, 1, 9, 1, torch.get_num_threads()))
+    names = ranking(Shape(kind, channels_last, 4, 196, 96, 96, 1, 9, 1, 8, torch.get_num_threads()))
     assert names and set(names) <= set(strategies)
