@@ -45,7 +45,7 @@ def test_without_instructions_torch_computes_the_same(tmp_path: Path) -> None:
     assert run_with("none", str(tmp_path / "outputs.pt")) == "none"
     without = torch.load(tmp_path / "outputs.pt")
     for name, expected in outputs().items():
-        assert difference(without[name], expected) < (2e-2 if "bf16 rest" in name else 3e-5), name
+        assert difference(without[name], expected) < (2e-2 if "bf16 rest" in name else 1e-5), name
 
 
 def outputs() -> dict[str, Tensor]:
@@ -57,7 +57,9 @@ def outputs() -> dict[str, Tensor]:
         y = layer(x)
         gradients = torch.autograd.grad(y.square().sum(), tuple(layer.parameters()))
         computed |= {f"layer {kind} {i}": t.detach() for i, t in enumerate((y, *gradients))}
-    layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 16, 1)]
+    # A bias before a batch norm would have a gradient that all but cancels: rounding, not what is computed.
+    stem = [nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU()]
+    layers = [*stem, nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 16, 1)]
     kinds = ["dense", "depthwise", "pointwise"]
     model = condconv.convert(nn.Sequential(*layers), num_experts=3, init="fresh", targets=kinds)
     x = torch.randn(2, 3, 12, 12)
