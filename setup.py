@@ -5,14 +5,14 @@ from __future__ import annotations
 from setuptools import Extension, setup
 from torch.utils.cpp_extension import include_paths, library_paths
 
-SOURCES = ("ops", "routing", "isa", "kernels_avx2", "kernels_avx512", "kernels_amx")
+SOURCES = ("ops", "threads", "routing", "isa", "kernels_avx2", "kernels_avx512", "kernels_amx")
 
 setup(
     ext_modules=[
         Extension(
             "condconv.execution.native._ops",
             sources=[f"csrc/{name}.cpp" for name in SOURCES],
-            depends=[f"csrc/{name}" for name in ("conv.h", "isa.h", "scratch.h", "mixing.inc", "vector_kernels.inc")],
+            depends=[f"csrc/{name}" for name in ("conv.h", "isa.h", "scratch.h", "threads.h", "mixing.inc", "vector_kernels.inc")],
             include_dirs=include_paths(),
             library_dirs=library_paths(),
             libraries=["torch", "torch_cpu"],

@@ -17,6 +17,7 @@ constexpr int64_t size_of(Storage s) { return s == Storage::f32 ? 4 : s == Stora
 constexpr int64_t kBlock = 16;  // columns of one block of a packed bank
 constexpr int64_t kChunk = 8;   // rows of one chunk of a packed bank
 constexpr int64_t kSpan = 32;  // channels of a depthwise convolution that are convolved together
+constexpr int64_t kMixedExamples = 8;  // whose depthwise kernels are mixed at once
 
 // n expert matrices (K rows, N columns) for each group, in the layout of condconv/packed.py.
 struct Bank {
@@ -35,6 +36,7 @@ struct Experts {
   int64_t expert_stride, group_stride, depth_stride, column_stride;
 
   int64_t blocks() const { return groups * ((columns + kBlock - 1) / kBlock); }
+  int64_t block() const { return kBlock * taps * depth * count; }  // numbers of a packed block
 };
 
 // y[b][target[r]] = shift + bias_b + Σ_tap x[b][source[tap][r]] · (Σ_i c[b][i] W_i)[tap], for every row r; source -1 reads zeros.

@@ -1,0 +1,136 @@
+#include "threads.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "isa.h"
+#include "scratch.h"
+
+namespace condconv {
+namespace {
+
+constexpr int64_t kWorthThreads = 256 * 1024;  // multiply-adds that are worth waking the other threads
+
+int64_t threads_for(int64_t macs) { return macs < kWorthThreads ? 1 : std::max<int64_t>(1, torch::stable::get_num_threads()); }
+
+// Splits (blocks of columns) × (examples) among the threads, evenly, with as few readers of each column as possible.
+template <class F>
+void in_tiles(int64_t blocks, int64_t batch, int64_t threads, const F& run) {
+  int64_t best = -1, rows = 1, columns = 1;
+  for (int64_t r = 1; r <= std::min(batch, threads); r++) {
+    const int64_t c = std::min(blocks, threads / r), cost = ((batch + r - 1) / r) * ((blocks + c - 1) / c);
+    if (best < 0 || cost < best) best = cost, rows = r, columns = c;
+  }
+  torch::stable::parallel_for(0, rows * columns, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; t++) {
+      const int64_t r = t % rows, c = t / rows;
+      run(blocks * c / columns, blocks * (c + 1) / columns, batch * r / rows, batch * (r + 1) / rows);
+    }
+  });
+}
+
+constexpr int64_t kDepthwiseCost = 4;  // of a multiply-add beside one of a matrix product
+constexpr int64_t kPanelKernels = 256 * 1024;  // floats of a depthwise panel's mixed kernels, which stay in L2
+
+constexpr int64_t kPacked = 256 * 1024;                  // floats of packed experts that stay in L2
+constexpr int64_t kFewestBlocks = 3, kMostBlocks = 12;  // that are packed, then multiplied: to read x seldom
+
+// The blocks [c0, c1) of the examples [b0, b1) with experts as they are: a few blocks are packed and then multiplied while
+// they are in cache, so that no more of the packed bank is ever in memory. Fewer examples than experts are mixed first,
+// and packed instead, where a block of columns is one run of memory.
+void gemm_unpacked(const Gemm& g, const Experts& e, Kernels::Multiply gemm, int64_t c0, int64_t c1, int64_t b0, int64_t b1) {
+  static thread_local Scratch packed_memory, mixed_memory;
+  const Kernels& k = checked_kernels();
+  const int64_t K = e.taps * e.depth, examples = b1 - b0;
+  const bool mixed_first = examples < e.count && e.column_stride == K;
+  const int64_t block = (mixed_first ? examples : e.count) * K * kBlock;  // numbers that are packed for a block of columns
+  const int64_t together = std::min(std::clamp(kPacked / block, kFewestBlocks, kMostBlocks), c1 - c0);
+  float* packed = packed_memory.floats(together * block);
+  const std::vector<float> ones(b1, 1.0f);
+  Gemm part = g;
+  for (int64_t first = c0, last; first < c1; first = last) {
+    last = std::min(first + together, c1);
+    part.bank.first_block = first;
+    if (!mixed_first) {
+      for (int64_t c = first; c < last; c++) k.pack(e, c, packed + (c - first) * block);
+      part.bank.data = packed;
+      gemm(part, first, last, b0, b1);
+      continue;
+    }
+    for (int64_t c = first; c < last; c++) {
+      const int64_t column = c % g.blocks() * kBlock, width = std::min(kBlock, e.columns - column);
+      const float* from = e.data + c / g.blocks() * e.group_stride + column * K;
+      float* mixed = mixed_memory.floats(examples * width * K);
+      k.mix(from, e.count, e.expert_stride, width * K, g.coefficients + b0 * e.count, examples, mixed);
+      for (int64_t b = 0; b < examples; b++) {
+        const Experts one{mixed + b * width * K, 1, 1, e.taps, e.depth, width, 0, 0, e.depth_stride, K};
+        k.pack(one, 0, packed + (b * together + c - first) * K * kBlock);
+      }
+    }
+    part.bank.experts = 1, part.coefficients = ones.data();
+    for (int64_t b = 0; b < examples; b++) {
+      part.bank.data = packed + b * together * K * kBlock;
+      gemm(part, first, last, b0 + b, b0 + b + 1);
+    }
+  }
+}
+
+}  // namespace
+
+const Kernels& checked_kernels() {
+  const Kernels* k = kernels();
+  STD_TORCH_CHECK(k != nullptr, "condconv: this CPU has none of the instruction sets of the native operator");
+  return *k;
+}
+
+// Threads share the examples, whose maps lie together in memory; where these cannot be shared evenly, the channels, so that
+// each expert is read once; and where neither can, the rows. A panel is as wide as may be: neighbouring spans of channels
+// are what the CPU itself fetches ahead.
+void run_depthwise(Depthwise d) {
+  const Kernels& k = checked_kernels();
+  const int64_t macs = d.batch * d.out_height * d.out_width * d.kernel_h * d.kernel_w * d.channels;
+  const int64_t threads = threads_for(kDepthwiseCost * macs), spans = d.spans();
+  const int64_t share = (spans + threads - 1) / threads;  // of the thread with most spans
+  const bool even = 8 * share * threads <= 9 * spans;
+  const int64_t groups = d.batch % threads == 0 ? threads : 1;
+  const int64_t bands = groups == 1 && !even ? std::min(threads, d.out_height) : 1, sharing = groups * bands == 1 ? threads : 1;
+  const int64_t examples = std::min(d.batch / groups, kMixedExamples);
+  const int64_t widest = std::max<int64_t>(kPanelKernels / (examples * d.kernel_h * d.kernel_w * kSpan), 1);
+  d.panels = std::min((spans + widest * sharing - 1) / (widest * sharing) * sharing, spans);
+  std::vector<int64_t> column;
+  for (int64_t kw = 0; kw < d.kernel_w; kw++) {
+    for (int64_t ow = 0; ow < d.out_width; ow++) {
+      const int64_t w = ow * d.stride_w - d.pad_w + kw * d.dilation_w;
+      column.push_back(w >= 0 && w < d.width ? w * d.channels * size_of(d.maps) : -1);
+    }
+  }
+  d.column = column.data();
+  torch::stable::parallel_for(0, groups * bands * d.panels, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t unit = begin; unit < end; unit++) {
+      const int64_t group = unit / d.panels / bands, band = unit / d.panels % bands;
+      k.depthwise(d, {unit % d.panels, d.batch * group / groups, d.batch * (group + 1) / groups,
+                      d.out_height * band / bands, d.out_height * (band + 1) / bands});
+    }
+  });
+}
+
+void run_gemm(const Gemm& g, const Experts* experts) {
+  const Kernels& k = checked_kernels();
+  const auto gemm = g.maps == Storage::bf16 ? k.gemm_bf16 : k.gemm;
+  const int64_t macs = g.batch * (g.rows + g.bank.experts) * g.taps * g.depth * g.columns * g.groups;
+  in_tiles(g.groups * g.blocks(), g.batch, threads_for(macs), [&](int64_t c0, int64_t c1, int64_t b0, int64_t b1) {
+    if (experts) gemm_unpacked(g, *experts, gemm, c0, c1, b0, b1);
+    else gemm(g, c0, c1, b0, b1);
+  });
+}
+
+void run_pack(const Experts& e, float* packed) {
+  const Kernels& k = checked_kernels();
+  torch::stable::parallel_for(0, e.blocks(), kWorthThreads / e.block() + 1, [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; c++) k.pack(e, c, packed + c * e.block());
+  });
+}
+
+}  // namespace condconv
