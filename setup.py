@@ -6,13 +6,14 @@ from setuptools import Extension, setup
 from torch.utils.cpp_extension import include_paths, library_paths
 
 SOURCES = ("ops", "threads", "routing", "isa", "kernels_avx2", "kernels_avx512", "kernels_amx")
+HEADERS = ("conv.h", "isa.h", "scratch.h", "threads.h", "mixing.inc", "vector_kernels.inc")
 
 setup(
     ext_modules=[
         Extension(
             "condconv.execution.native._ops",
             sources=[f"csrc/{name}.cpp" for name in SOURCES],
-            depends=[f"csrc/{name}" for name in ("conv.h", "isa.h", "scratch.h", "threads.h", "mixing.inc", "vector_kernels.inc")],
+            depends=[f"csrc/{name}" for name in HEADERS],
             include_dirs=include_paths(),
             library_dirs=library_paths(),
             libraries=["torch", "torch_cpu"],
