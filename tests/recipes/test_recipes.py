@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
@@ -11,6 +13,7 @@ from condconv.models.ssd import DETECTORS
 from condconv.recipes import list_recipes, load_recipe
 from condconv.training.config import TrainConfig
 from condconv.training.optimization import learning_rate_factor, peak_learning_rate
+from condconv.training.study import read_rows, read_study
 
 
 def settings(name: str) -> TrainConfig:
@@ -48,6 +51,25 @@ def test_the_papers_settings_arrive() -> None:
     resnet = settings("imagenet_dynamic_resnet18")
     factors = [learning_rate_factor(resnet, epoch, 1) for epoch in (0, 29, 30, 60, 90)]
     assert factors == pytest.approx([1, 1, 0.1, 0.01, 0.001])
+
+
+STUDIES = Path(__file__).parents[2] / "benchmarks" / "accuracy"
+SMALL = {
+    "cifar10_jpeg_condconv": ("a_cifar10", "condconv8"),
+    "cifar10_jpeg_dynamic": ("a_cifar10", "dynamic4"),
+    "fashion_mnist_condconv": ("a_fashion", "condconv8"),
+    "fashion_mnist_dynamic": ("a_fashion", "dynamic4"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_a_small_recipe_is_an_arm_of_a_study_with_its_outcome(name: str) -> None:
+    study, arm = read_study(STUDIES / f"{SMALL[name][0]}.yaml"), SMALL[name][1]
+    rows = [row for row in read_rows(STUDIES / "results" / f"{SMALL[name][0]}.csv") if row["arm"] == arm]
+    arms = TrainConfig(**{"data": "somewhere", "workers": 0, **study.common, **study.arms[arm]})
+    assert replace(settings(name), data="somewhere", workers=0) == arms
+    mean = fmean(float(row["top1_pct"]) for row in rows)
+    assert load_recipe(name).outcome.startswith(f"{mean:.1f} % top-1, mean of {len(rows)} seeds")
 
 
 @pytest.fixture
