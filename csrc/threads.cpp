@@ -15,12 +15,16 @@ constexpr int64_t kWorthThreads = 256 * 1024;  // multiply-adds that are worth w
 
 int64_t threads_for(int64_t macs) { return macs < kWorthThreads ? 1 : std::max<int64_t>(1, torch::stable::get_num_threads()); }
 
-// Splits (blocks of columns) × (examples) among the threads, evenly, with as few readers of each column as possible.
+constexpr int64_t kRead = 16;  // multiply-adds that reading a number of the bank costs
+
+// Splits (blocks of columns) × (examples) among the threads, so that the one with most to do has least: a block costs
+// something for each example, and its experts are read by every thread that has some of them.
 template <class F>
-void in_tiles(int64_t blocks, int64_t batch, int64_t threads, const F& run) {
+void in_tiles(int64_t blocks, int64_t batch, int64_t threads, int64_t example_cost, int64_t block_cost, const F& run) {
   int64_t best = -1, rows = 1, columns = 1;
   for (int64_t r = 1; r <= std::min(batch, threads); r++) {
-    const int64_t c = std::min(blocks, threads / r), cost = ((batch + r - 1) / r) * ((blocks + c - 1) / c);
+    const int64_t c = std::min(blocks, threads / r), examples = (batch + r - 1) / r;
+    const int64_t cost = (examples * example_cost + block_cost) * ((blocks + c - 1) / c);
     if (best < 0 || cost < best) best = cost, rows = r, columns = c;
   }
   torch::stable::parallel_for(0, rows * columns, 1, [&](int64_t begin, int64_t end) {
@@ -119,11 +123,12 @@ void run_depthwise(Depthwise d) {
 void run_gemm(const Gemm& g, const Experts* experts) {
   const Kernels& k = checked_kernels();
   const auto gemm = g.maps == Storage::bf16 ? k.gemm_bf16 : k.gemm;
-  const int64_t macs = g.batch * (g.rows + g.bank.experts) * g.taps * g.depth * g.columns * g.groups;
-  in_tiles(g.groups * g.blocks(), g.batch, threads_for(macs), [&](int64_t c0, int64_t c1, int64_t b0, int64_t b1) {
+  const int64_t n = g.bank.experts, macs = g.batch * (g.rows + n) * g.taps * g.depth * g.columns * g.groups;
+  const auto tile = [&](int64_t c0, int64_t c1, int64_t b0, int64_t b1) {
     if (experts) gemm_unpacked(g, *experts, gemm, c0, c1, b0, b1);
     else gemm(g, c0, c1, b0, b1);
-  });
+  };
+  in_tiles(g.groups * g.blocks(), g.batch, threads_for(macs), g.rows + n, kRead * n, tile);
 }
 
 void run_pack(const Experts& e, float* packed) {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +24,8 @@ from condconv.lowered import Kernels, Lowered, Mixture, Packed
 from condconv.registry import Registry
 
 AUTO = "auto"
+MOST_PLANS = 4096
+"""Choices that are remembered."""
 LARGE_ON_A_GPU = 2**23
 """Elements of x from which on a GPU's time for a depthwise convolution is that of the kernel, not of its launch."""
 
@@ -51,6 +52,7 @@ for _strategy in (Reference(), Grouped(), BatchedGemm(), MixtureOfExperts(), Nat
     strategies.register(_strategy.name, _strategy)
 
 _local = threading.local()
+_plans: dict[tuple[object, ...], str] = {}
 
 
 @contextlib.contextmanager
@@ -125,23 +127,35 @@ def choose(x: Tensor, lowered: Lowered, geometry: ConvGeometry, strategy: str, w
 
 
 def _plan(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> str:
-    """The fastest strategy, as far as is known.
+    """The fastest strategy, as far as is known; what was chosen for experts on a CPU is remembered."""
+    compiling = torch.compiler.is_compiling()
+    if compiling or not x.is_cpu or not isinstance(lowered, Mixture):
+        return _fastest(x, lowered, geometry, compiling)
+    experts, threads = lowered.experts, torch.get_num_threads()
+    training = torch.is_grad_enabled() and experts.requires_grad
+    question = x.shape, x.stride(1), x.dtype, experts.shape, experts.dtype, geometry, training, threads
+    answer = _plans.get(question)
+    if answer is None:
+        if len(_plans) >= MOST_PLANS:
+            _plans.clear()
+        answer = _plans[question] = _fastest(x, lowered, geometry, compiling)
+    return answer
 
-    The native operator serves packed experts, and training, where its backward pass is far ahead. Otherwise a CPU's
+
+def _fastest(x: Tensor, lowered: Lowered, geometry: ConvGeometry, compiling: bool) -> str:
+    """The native operator serves packed experts, and training, where its backward pass is far ahead. Otherwise a CPU's
     measured table has the word, and rules of thumb where it is silent: on other devices, and while compiling.
     """
-    if torch.compiler.is_exporting():
+    if compiling and torch.compiler.is_exporting():
         return "batched_gemm"  # The only one whose shapes may all be dynamic in the batch.
     if isinstance(lowered, Mixture) and lowered.experts.shape[0] == 1:
         return "mixture_of_experts"  # One expert: a static convolution and a scale.
     native = _native_serves(x, lowered, geometry)
     training = isinstance(lowered, Mixture) and torch.is_grad_enabled() and lowered.experts.requires_grad
-    if native and (isinstance(lowered, Packed) or training or torch.compiler.is_compiling()):
+    if native and (isinstance(lowered, Packed) or training or compiling):
         return "native"
-    if x.is_cpu and not torch.compiler.is_compiling():
-        last = x.shape[1] == 1 or x.stride(1) == 1
-        experts = 1 if isinstance(lowered, Kernels) else lowered.num_experts
-        for name in _measured(x.shape, last, lowered.kernel_shape, geometry, experts, torch.get_num_threads()):
+    if x.is_cpu and not compiling:
+        for name in _measured(x, lowered, geometry):
             if native if name == "native" else strategies[name].supports(lowered, geometry) is None:
                 return name
     shape = lowered.kernel_shape
@@ -162,21 +176,21 @@ def _on_a_gpu(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> str:
     return "batched_gemm" if dense and x.shape[0] > 1 and x.dtype != torch.float32 else "grouped"
 
 
-@functools.lru_cache(maxsize=4096)
-def _measured(
-    size: torch.Size, channels_last: bool, shape: tuple[int, ...], geometry: ConvGeometry, experts: int, threads: int
-) -> tuple[str, ...]:
-    """The strategies for x of a size and kernels of a shape, fastest first; none where nothing like it was measured."""
+def _measured(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> tuple[str, ...]:
+    """The strategies for x and kernels of such shapes, fastest first; none where nothing like it was measured."""
+    shape = lowered.kernel_shape
     taps, out_channels = math.prod(shape[2:]), geometry.out_channels(shape)
     if geometry.transposed:
         return ()
     kind, groups = "pointwise" if taps == 1 else "dense", geometry.groups
     if groups > 1:
         kind, groups = ("depthwise", 1) if shape[1] == 1 and out_channels == groups else ("grouped", groups)
-    positions = math.prod(geometry.output_size(size[2:], shape[2:]))
+    last = x.shape[1] == 1 or x.stride(1) == 1
+    positions = math.prod(geometry.output_size(x.shape[2:], shape[2:]))
     stride = math.prod(geometry.stride) ** (1 / geometry.rank)
-    sizes = size[0], positions, size[1], out_channels, groups, taps, stride, experts, threads
-    return ranking(Shape(kind, channels_last, *sizes))
+    experts = 1 if isinstance(lowered, Kernels) else lowered.num_experts
+    sizes = x.shape[0], positions, x.shape[1], out_channels, groups, taps, stride, experts, torch.get_num_threads()
+    return ranking(Shape(kind, last, *sizes))
 
 
 def _native_serves(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> bool:

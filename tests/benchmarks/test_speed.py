@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -153,11 +154,22 @@ def test_planner_table_measures_every_strategy_in_every_layout(run: Run) -> None
 
 
 def test_the_planners_table_is_checked_by_leaving_out_cells(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    odd_one_out = [measured.Cell((float(i),), (1.0, 0.0) if i == 3 else (0.0, 1.0)) for i in range(4)]
+    odd_one_out = [measured.Cell((float(i),), (1.0, 0.0) if i == 3 else (0.0, 1.0)) for i in range(8)]
     monkeypatch.setattr(planner_table, "read", lambda path: [{"machine": "A 1"}])
     monkeypatch.setattr(measured, "cells_of", lambda who: {("dense", True): (("grouped", "native"), odd_one_out)})
     (line,) = run(planner_table, "--check")
-    assert (line["maker"], line["cells"], line["exceed"], line["worst"]) == ("A", "4", "1", "2.00")
+    assert (line["maker"], line["cells"], line["exceed"], line["worst"]) == ("A", "8", "1", "2.00")
+
+
+def test_leaving_out_a_cell_is_fitting_the_others() -> None:
+    draw = random.Random(3)
+    cells = [
+        measured.Cell((draw.random() * 9, draw.random() * 9), (draw.random(), draw.random(), 0.0)) for _ in range(12)
+    ]
+    names = ("grouped", "batched_gemm", "native")
+    for left_out, slow in zip(cells, planner_table.slowness_of_choices(cells), strict=True):
+        expected = measured.fit(names, [cell for cell in cells if cell is not left_out]).slowness(left_out.place)
+        assert slow == 2 ** left_out.slowness[names.index(min(expected, key=expected.__getitem__))]
 
 
 def test_random_shapes_are_odd_and_always_the_same() -> None:

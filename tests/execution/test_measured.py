@@ -1,4 +1,4 @@
-"""The planner's table: the nearest shapes decide, of a processor of the same maker where there is one."""
+"""The planner's table: what was measured near a shape decides, on a processor of the same maker where there is one."""
 
 from __future__ import annotations
 
@@ -28,11 +28,15 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
         path.write_text("\n".join((HEAD, *lines)) + "\n")
         monkeypatch.setattr(measured, "TABLE", path)
         monkeypatch.setattr(measured, "processor", lambda: processor)
-        measured._table.cache_clear()
+        forget()
+
+    def forget() -> None:
+        for cached in (measured._table, measured._fields, measured.ranking):
+            cached.cache_clear()
 
     yield put
     monkeypatch.undo()
-    measured._table.cache_clear()
+    forget()
 
 
 def shape(batch: int, positions: int, channels: int) -> Shape:
@@ -40,8 +44,7 @@ def shape(batch: int, positions: int, channels: int) -> Shape:
 
 
 def test_the_nearest_shapes_decide(write: Write) -> None:
-    count = measured.NEIGHBOURS
-    write("A 1", *[f"{SMALL},A 1,1.0,2.0"] * count, *[f"{LARGE},A 1,3.0,2.0"] * count)
+    write("A 1", f"{SMALL},A 1,1.0,2.0", f"{LARGE},A 1,3.0,2.0")
     assert ranking(shape(2, 20, 10)) == ("grouped", "native")
     assert ranking(shape(32, 3000, 200)) == ("native", "grouped")
 
@@ -54,6 +57,26 @@ def test_neighbours_are_averaged_and_a_missing_time_is_a_slow_one(write: Write) 
 def test_a_nearer_neighbour_weighs_more(write: Write) -> None:
     write("A 1", f"{SMALL},A 1,1.0,2.0", *[f"{LARGE},A 1,2.0,1.0"] * 2)
     assert ranking(shape(1, 16, 8)) == ("grouped", "native")
+
+
+def test_a_trend_goes_on_beyond_what_was_measured(write: Write) -> None:
+    lines = [f"dense,channels_last,{2**i},16,8,8,1,9,1,8,1,A 1,1.0,{2 - i / 4}" for i in range(4)]
+    write("A 1", *lines)  # the native operator gains on the other with the batch, and is still slower at 8
+    assert ranking(shape(8, 16, 8)) == ("grouped", "native")
+    assert ranking(shape(64, 16, 8)) == ("native", "grouped")
+
+
+def test_a_field_goes_near_what_was_measured(write: Write) -> None:
+    batches, slowness = range(1, 40, 3), [1.0, 1.5, 2.0, 1.2] * 4
+    lines = [f"dense,channels_last,{b},16,8,8,1,9,1,8,1,A 1,1.0,{s}" for b, s in zip(batches, slowness, strict=False)]
+    write("A 1", *lines)
+    ((names, cells),) = measured.cells_of("A 1").values()
+    field = measured.fit(names, cells)
+    places, expected = measured.tensors(cells)
+    prior = measured.covariance(places) - measured.NOISE * torch.eye(len(cells), dtype=places.dtype)
+    smoothed = prior @ torch.linalg.solve(measured.covariance(places), expected)
+    for cell, row in zip(cells, smoothed.tolist(), strict=True):
+        assert list(field.slowness(cell.place).values()) == pytest.approx(row, abs=1e-9)
 
 
 def test_what_was_measured_on_the_same_makers_processor_counts(write: Write) -> None:
