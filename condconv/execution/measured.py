@@ -109,7 +109,7 @@ class Field:
 @functools.lru_cache(maxsize=4096)
 def ranking(shape: Shape) -> tuple[str, ...]:
     """Return the strategies by their time at a shape, fastest first; none for a kind not measured."""
-    field = _fields(shape.kind, shape.channels_last)
+    field = _field(shape.kind, shape.channels_last)
     if field is None:
         return ()
     slowness = field.slowness(_place([max(getattr(shape, size), 1) for size in _SIZES]))
@@ -117,7 +117,7 @@ def ranking(shape: Shape) -> tuple[str, ...]:
 
 
 @functools.cache
-def _fields(kind: str, channels_last: bool) -> Field | None:
+def _field(kind: str, channels_last: bool) -> Field | None:
     """The field of a kind, fitted in a thread of its own: in this one tensors may be fake, while torch is traced."""
     names, cells = _table().get((kind, channels_last), ((), []))
     if not cells:
@@ -136,8 +136,8 @@ def fit(names: tuple[str, ...], cells: Sequence[Cell]) -> Field:
 
 def tensors(cells: Sequence[Cell]) -> tuple[Tensor, Tensor]:
     """The places (cells, sizes) and the slowness (cells, names) of cells, f64."""
-    kind = {"dtype": torch.float64, "device": "cpu"}
-    return torch.tensor([cell.place for cell in cells], **kind), torch.tensor([cell.slowness for cell in cells], **kind)
+    places = torch.tensor([cell.place for cell in cells], dtype=torch.float64, device="cpu")
+    return places, torch.tensor([cell.slowness for cell in cells], dtype=torch.float64, device="cpu")
 
 
 def covariance(places: Tensor) -> Tensor:

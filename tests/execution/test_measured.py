@@ -31,7 +31,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
         forget()
 
     def forget() -> None:
-        for cached in (measured._table, measured._fields, measured.ranking):
+        for cached in (measured._table, measured._field, measured.ranking):
             cached.cache_clear()
 
     yield put
