@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -21,7 +22,8 @@ def draw(outcome: Outcome, path: Path) -> None:
     _accuracy(left, outcome)
     _gains(right, outcome)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None})
+    with matplotlib.rc_context({"svg.hashsalt": path.stem}):  # the same file every time
+        figure.savefig(path, metadata={"Date": None})
 
 
 def _accuracy(axes: Axes, outcome: Outcome) -> None:
