@@ -127,23 +127,30 @@ def choose(x: Tensor, lowered: Lowered, geometry: ConvGeometry, strategy: str, w
 
 
 def _plan(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> str:
-    """The fastest strategy, as far as is known; what was chosen for experts on a CPU is remembered."""
-    compiling = torch.compiler.is_compiling()
-    if compiling or not x.is_cpu or not isinstance(lowered, Mixture):
-        return _fastest(x, lowered, geometry, compiling)
-    experts, threads = lowered.experts, torch.get_num_threads()
-    training = torch.is_grad_enabled() and experts.requires_grad
-    question = x.shape, x.stride(1), x.dtype, experts.shape, experts.dtype, geometry, training, threads
+    """The fastest strategy, as far as is known; what was chosen for unpacked kernels on a CPU is remembered."""
+    compiling, training = torch.compiler.is_compiling(), _training(lowered)
+    if compiling or not x.is_cpu or isinstance(lowered, Packed):
+        return _fastest(x, lowered, geometry, compiling, training)
+    kernels, threads = lowered.weight if isinstance(lowered, Kernels) else lowered.experts, torch.get_num_threads()
+    form = type(lowered), kernels.shape, kernels.dtype, geometry
+    question = x.shape, x.stride(1), x.dtype, *form, training, threads
     answer = _plans.get(question)
     if answer is None:
         if len(_plans) >= MOST_PLANS:
             _plans.clear()
-        answer = _plans[question] = _fastest(x, lowered, geometry, compiling)
+        answer = _plans[question] = _fastest(x, lowered, geometry, compiling, training)
     return answer
 
 
-def _fastest(x: Tensor, lowered: Lowered, geometry: ConvGeometry, compiling: bool) -> str:
-    """The native operator serves packed experts, and training, where its backward pass is far ahead. Otherwise a CPU's
+def _training(lowered: Lowered) -> bool:
+    """Whether experts need a gradient."""
+    return isinstance(lowered, Mixture) and torch.is_grad_enabled() and lowered.experts.requires_grad
+
+
+def _fastest(x: Tensor, lowered: Lowered, geometry: ConvGeometry, compiling: bool, training: bool) -> str:
+    """The fastest strategy by what was measured.
+
+    The native operator serves packed experts, and training, where its backward pass is far ahead. Otherwise a CPU's
     measured table has the word, and rules of thumb where it is silent: on other devices, and while compiling.
     """
     if compiling and torch.compiler.is_exporting():
@@ -151,7 +158,6 @@ def _fastest(x: Tensor, lowered: Lowered, geometry: ConvGeometry, compiling: boo
     if isinstance(lowered, Mixture) and lowered.experts.shape[0] == 1:
         return "mixture_of_experts"  # One expert: a static convolution and a scale.
     native = _native_serves(x, lowered, geometry)
-    training = isinstance(lowered, Mixture) and torch.is_grad_enabled() and lowered.experts.requires_grad
     if native and (isinstance(lowered, Packed) or training or compiling):
         return "native"
     if x.is_cpu and not compiling:
