@@ -14,10 +14,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import fields
 from datetime import datetime, timezone
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,15 @@ from condconv.analysis.collect import COUNTERFACTUAL_IMAGES, collect
 from condconv.data import Source, open_source, sources
 from condconv.errors import ArgumentError, CondConvError
 from condconv.machine import processor
-from condconv.training.building import CONDITIONAL, STATIC
+from condconv.training.building import CONDITIONAL, STATIC, NetworkBuilder
 from condconv.training.config import NO_VARIANT, TrainConfig
 from condconv.training.experiment import resolve_device
 from condconv.training.files import write_text
 from condconv.training.interruption import StopRequest
-from condconv.training.networks import matching_width, plan_networks
+from condconv.training.networks import Cost, matching_width, plan_networks
+from condconv.training.report import save_weights
 from condconv.training.run_folder import RunFolder
+from condconv.training.side_by_side import Images, SideBySide, load_images, require_side_by_side, shape_of
 from condconv.training.study import CHECKS, START_FROM, WIDENED_TO, Cell, Row, Study, write_row
 from condconv.training.trained import load_trained
 
@@ -80,6 +83,8 @@ class Sweep:
         self.stop = stop
         self.progress = progress
         self._widths: dict[str, float] = {}
+        self._costs: dict[str, tuple[Cost, float]] = {}
+        self._sets: dict[tuple[int | None, int | None, bool], tuple[Images, Images]] = {}
 
     @cached_property
     def source(self) -> Source:
@@ -102,29 +107,95 @@ class Sweep:
             write_row(self.study.results, row)
         return row
 
+    def stacks(self, cells: Sequence[Cell], size: int) -> Iterator[list[Cell]]:
+        """Cells that can be trained side by side, at most `size` at once; runs that others start from come first."""
+        for _, level in groupby(sorted(cells, key=self._depth), key=self._depth):
+            groups: dict[TrainConfig, list[Cell]] = {}
+            for cell in level:
+                require_side_by_side(config := self._config(*cell), self.source)
+                groups.setdefault(shape_of(config), []).append(cell)
+            for group in groups.values():
+                yield from (group[begin : begin + size] for begin in range(0, len(group), size))
+
+    def _depth(self, cell: Cell) -> int:
+        """How many runs have to be finished before this one can begin, one after another."""
+        start = self.study.arms[cell[0]].get(START_FROM)
+        return 0 if start is None else 1 + self._depth((start, cell[1]))
+
+    def train_together(self, cells: Sequence[Cell]) -> None:
+        """Train the runs of one stack at once; `run` then finds them finished.
+
+        What is in the hands of another process is left to it.
+        """
+        with ExitStack() as locks:
+            configs: list[TrainConfig] = []
+            for config in (self._config(*cell) for cell in cells):
+                if find_finished(self.out, config.run_name) is None:
+                    with suppress(Busy):
+                        locks.enter_context(locked(self.out / f"{config.run_name}.lock"))
+                        configs.append(config)
+            if not configs:
+                return
+            source = self.source.limited(configs[0].limit_train, configs[0].limit_val)
+            spec = plan_networks(configs[0], source)[0]  # They are all of one shape.
+            networks = [NetworkBuilder(config, source).own() for config in configs]
+            together = SideBySide(configs, networks, *self._images(configs[0], source), flip=source.flip)
+            names = hashlib.sha256("\n".join(config.run_name for config in configs).encode()).hexdigest()[:10]
+            kept = self.out / f"side-by-side-{names}.safetensors"
+            together.fit(kept, self.stop, self.progress)
+            for config, network, rows in zip(configs, networks, together.rows, strict=True):
+                folder = RunFolder.create(config)
+                folder.write_metrics([{"network": spec.name, **row} for row in rows])
+                save_weights(folder, spec, network, config, source)
+                write_text(
+                    folder.summary, f"# {config.run_name}\n\nTrained side by side with {len(configs) - 1} others.\n"
+                )
+                folder.close()
+            kept.unlink()
+
+    def _images(self, config: TrainConfig, source: Source) -> tuple[Images, Images]:
+        """Training and validation images on the device; read once for all stacks that need the same."""
+        key = config.limit_train, config.limit_val, config.random_crop
+        if key not in self._sets:
+            load = partial(load_images, source, device=resolve_device(config.device))
+            self._sets[key] = load(train=True, random_crop=config.random_crop), load(train=False, random_crop=False)
+        return self._sets[key]
+
     def _config(self, arm: str, seed: int) -> TrainConfig:
         """The settings of one run, with what the arm takes from other arms filled in."""
-        settings = {**self.study.common, **self.study.arms[arm]}
-        target, start = settings.pop(WIDENED_TO, None), settings.pop(START_FROM, None)
-        if target is not None:
-            settings |= {"variant": NO_VARIANT, "width": self._width(target)}
-        identity = {**settings, "data": self.study.data}
+        settings, identity = self._settings(arm)
+        start = self.study.arms[arm].get(START_FROM)
         if start is not None:
             identity[START_FROM] = self._config(start, seed).run_name.rsplit("-seed", 1)[0]
             settings["upcycle_from"] = str(self._weights(start, seed))
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
         experts = settings.get("num_experts", "")
         name = f"{self.study.data}-{settings.get('variant', 'default')}{experts}-{digest}-seed{seed}"
+        return self._made(arm, settings, seed=seed, name=name, out=str(self.out), report=False)
+
+    def _settings(self, arm: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The settings of an arm but for the weights that it starts from; and those by which its runs are known."""
+        settings = {**self.study.common, **self.study.arms[arm]}
+        target, _ = settings.pop(WIDENED_TO, None), settings.pop(START_FROM, None)
+        if target is not None:
+            settings |= {"variant": NO_VARIANT, "width": self._width(target)}
+        return settings, {**settings, "data": self.study.data}
+
+    def _made(self, arm: str, settings: dict[str, Any], **of_the_run: Any) -> TrainConfig:
         try:
-            return TrainConfig(**settings, data=self.data, seed=seed, name=name, out=str(self.out), report=False)
+            return TrainConfig(**settings, data=self.data, **of_the_run)
         except TypeError as error:
             raise ArgumentError(f"{self.study.path}: arm {arm}: a setting is of the wrong kind ({error})") from error
 
     def _width(self, arm: str) -> float:
         """The width of the static network with the multiply-adds of an arm."""
         if arm not in self._widths:
-            self._widths[arm] = round(matching_width(self._config(arm, self.study.seeds[0]), self.source), 6)
+            self._widths[arm] = round(matching_width(self._untrained(arm), self.source), 6)
         return self._widths[arm]
+
+    def _untrained(self, arm: str) -> TrainConfig:
+        """An arm without the weights that it starts from, on which its cost does not depend."""
+        return self._made(arm, self._settings(arm)[0])
 
     def _weights(self, arm: str, seed: int) -> Path:
         """The trained weights of another arm, which is run first where it is not finished."""
@@ -179,7 +250,7 @@ class Sweep:
 
     def _row(self, cell: Cell, config: TrainConfig, folder: RunFolder) -> Row:
         arm, seed = cell
-        network = plan_networks(config, self.source)[0]
+        cost, ratio = self._cost(arm)
         last, *_ = reversed(rows := read_metrics(folder))
         used = self.source.limited(config.limit_train, config.limit_val)
         device = resolve_device(config.device)
@@ -187,7 +258,7 @@ class Sweep:
             "study": self.study.name, "arm": arm, "network": config.model, "variant": config.variant,
             "experts": config.num_experts or "", "width": config.width, "seed": seed, "data": self.study.data,
             "n_train": len(used.train), "n_val": len(used.val), "epochs": config.epochs,
-            "params": network.cost.params, "macs": network.cost.macs, "ratio": f"{self._ratio(cell):.4f}",
+            "params": cost.params, "macs": cost.macs, "ratio": f"{ratio:.4f}",
             "train_loss": f"{float(last['train_loss']):.4f}", "val_loss": f"{float(last['val_loss']):.4f}",
             "top1_pct": f"{100 * float(last['val_accuracy']):.2f}",
             "best_top1_pct": f"{100 * max(float(row['val_accuracy']) for row in rows):.2f}",
@@ -199,15 +270,19 @@ class Sweep:
         }  # fmt: skip
         return {name: str(value) for name, value in values.items()}
 
-    def _ratio(self, cell: Cell) -> float:
-        """Multiply-adds of an arm over those of the static network of its shape (of the arm it is widened to)."""
-        arm, seed = cell
-        target = self.study.arms[arm].get(WIDENED_TO, arm)
-        planned = plan_networks(self._config(target, seed), self.source)[0]
-        if target == arm:
-            return planned.ratio
-        widened = plan_networks(self._config(arm, seed), self.source)[0]
-        return widened.cost.macs / planned.cost.macs * planned.ratio
+    def _cost(self, arm: str) -> tuple[Cost, float]:
+        """What an arm's network costs, and its multiply-adds over those of the static network of its shape (of the arm
+        it is widened to).
+        """
+        if arm not in self._costs:
+            network = plan_networks(self._untrained(arm), self.source)[0]
+            target = self.study.arms[arm].get(WIDENED_TO)
+            ratio = network.ratio
+            if target is not None:
+                other, other_ratio = self._cost(target)
+                ratio = network.cost.macs / other.macs * other_ratio
+            self._costs[arm] = network.cost, ratio
+        return self._costs[arm]
 
     def _checks(self, config: TrainConfig, folder: RunFolder, source: Source) -> dict[str, str]:
         """Accuracy in % on 2,000 validation images with changed coefficients, where the study asks for it."""

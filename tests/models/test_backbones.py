@@ -120,7 +120,7 @@ def test_any_timm_name_is_a_fallback() -> None:
 
 
 def test_list_models_filters() -> None:
-    assert list_models("mobilenetv1*") == [f"mobilenetv1_{w}" for w in ("025", "050", "075", "100", "shallow")]
+    assert list_models("mobilenetv1*") == [f"mobilenetv1_{w}" for w in ("025", "050", "075", "100", "shallow", "tiny")]
     assert "condconv_efficientnet_b0_8e" in list_models(pretrained=True)
     assert "mobilenetv1_025" not in list_models(pretrained=True)
 
