@@ -9,10 +9,9 @@ from benchmarks.speed.results import Line
 ABOUT = """`grouped`, `batched_gemm` and `mixture_of_experts` are plain PyTorch and run on a GPU as they are. What
 `triton` does there it does tile by tile (pointwise, dense and depthwise, forward and backward): it mixes and multiplies
 at once, and no example's kernel is in memory. Times are relative to the static twin in the same run; *auto* is what the
-planner chooses, a dash what was not measured: the dense kernels of `triton` were rewritten after this measurement.
-Layers were measured while other work took most of the processors, so that calls of less than 0.1 ms, which wait for
-their launch, vary; a network's call of more than 13 ms was timed once or twice. `python -m benchmarks.gpu` measures it
-again, and says so where there is no device."""
+planner chooses: `triton` for depthwise layers on large maps, and never for dense ones, where another is faster in every
+row. Nothing else ran; calls of less than 0.1 ms wait for their launch, and vary. `python -m benchmarks.gpu` measures
+it again, and says so where there is no device."""
 
 
 def gpu(networks: Sequence[Line], layers: Sequence[Line]) -> list[str]:

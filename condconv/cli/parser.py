@@ -40,6 +40,8 @@ class Parser(ArgumentParser):
     def explain(self, message: str) -> str:
         """The message in one line, with the closest options for an unknown one."""
         if found := _UNKNOWN_OPTION.search(message):
+            if not found.group(1).startswith("-"):
+                return f"unexpected argument {found.group(1)!r}; known options: {', '.join(self.options())}"
             return unknown_name_message("option", found.group(1).split("=")[0], self.options())
         if found := _UNKNOWN_KEY.search(message):
             names = [option.removeprefix("--").replace("-", "_") for option in self.options()]

@@ -57,18 +57,23 @@ def run(arguments: Sequence[str]) -> int:
         try:
             if settings.side_by_side is None:
                 return run_all(sweep, todo)
-            return max([run_together(sweep, stack) for stack in sweep.stacks(todo, settings.side_by_side)], default=0)
+            return run_together(sweep, todo, settings.side_by_side)
         except Interrupted as interrupted:
-            print(f"stopped; go on with the same command: condconv sweep {study.path}")
+            print(f"stopped; the same command goes on: condconv sweep {' '.join(arguments)}")
             return 0 if interrupted.signum == signal.SIGTERM else 130
 
 
-def run_together(sweep, stack: Sequence[Cell]) -> int:  # type: ignore[no-untyped-def]
-    """Train one stack, and add its rows."""
-    arms = ", ".join(dict.fromkeys(arm for arm, _ in stack))
-    print(f"side by side: {len(stack)} run{'s' * (len(stack) > 1)} of {arms}", flush=True)
-    sweep.train_together(stack)
-    return run_all(sweep, stack)
+def run_together(sweep, todo: Sequence[Cell], size: int) -> int:  # type: ignore[no-untyped-def]
+    """Stack by stack; what is left over then run by run."""
+    left, codes = dict.fromkeys(todo), []
+    for stack in sweep.stacks(todo, size):
+        arms = ", ".join(dict.fromkeys(arm for arm, _ in stack))
+        print(f"side by side: {len(stack)} run{'s' * (len(stack) > 1)} of {arms}", flush=True)
+        sweep.train_together(stack)
+        mine = [cell for cell in stack if cell in left]
+        codes.append(run_all(sweep, mine) if mine else 0)
+        left = {cell: None for cell in left if cell not in mine}
+    return max([*codes, run_all(sweep, list(left)) if left else 0])
 
 
 def run_all(sweep, todo: Sequence[Cell]) -> int:  # type: ignore[no-untyped-def]

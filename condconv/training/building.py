@@ -89,7 +89,7 @@ class NetworkBuilder:
         _scale(model, self.config)
         return model
 
-    def own(self) -> nn.Module:
+    def build(self) -> nn.Module:
         """The network that the settings are about."""
         return self.static() if self.config.variant == NO_VARIANT else self.conditional()
 

@@ -1,4 +1,4 @@
-"""Runs the runs of a study, each in a fresh process, and adds a row to its table for each one that finishes.
+"""Runs the runs of a study, each in a fresh process or many at once, and adds a row to its table for each finished one.
 
 A run is its settings: its folder is named after them, so that runs which several arms or studies have in common are
 trained once. Each is locked while it is trained; two sweeps of the same study share the work.
@@ -10,6 +10,7 @@ import csv
 import fcntl
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -18,7 +19,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import fields
 from datetime import datetime, timezone
 from functools import cached_property, partial
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,20 @@ from condconv.errors import ArgumentError, CondConvError
 from condconv.machine import processor
 from condconv.training.building import CONDITIONAL, STATIC, NetworkBuilder
 from condconv.training.config import NO_VARIANT, TrainConfig
-from condconv.training.experiment import resolve_device
+from condconv.training.experiment import require_class_count, resolve_device
 from condconv.training.files import write_text
 from condconv.training.interruption import StopRequest
 from condconv.training.networks import Cost, matching_width, plan_networks
 from condconv.training.report import save_weights
 from condconv.training.run_folder import RunFolder
-from condconv.training.side_by_side import Images, SideBySide, load_images, require_side_by_side, shape_of
+from condconv.training.side_by_side import (
+    Images,
+    SideBySide,
+    epochs_done,
+    load_images,
+    require_side_by_side,
+    shape_of,
+)
 from condconv.training.study import CHECKS, START_FROM, WIDENED_TO, Cell, Row, Study, write_row
 from condconv.training.trained import load_trained
 
@@ -62,9 +69,9 @@ class Sweep:
         study: what to run.
         data: the set or folder to train on; None where the study names a set that needs no folder.
         out: folder of the run folders.
-        threads: of each run; None for torch's default.
+        threads: of each run, or of those that are trained at once; None for torch's default.
         stop: asked between runs, and passed on to the one in progress.
-        progress: is told the epochs that are done of the run in progress.
+        progress: is told the epochs that are done of the run, or runs, in progress.
     """
 
     def __init__(
@@ -84,7 +91,7 @@ class Sweep:
         self.progress = progress
         self._widths: dict[str, float] = {}
         self._costs: dict[str, tuple[Cost, float]] = {}
-        self._sets: dict[tuple[int | None, int | None, bool], tuple[Images, Images]] = {}
+        self._on_device: tuple[tuple[object, ...], tuple[Images, Images]] | None = None
 
     @cached_property
     def source(self) -> Source:
@@ -108,62 +115,99 @@ class Sweep:
         return row
 
     def stacks(self, cells: Sequence[Cell], size: int) -> Iterator[list[Cell]]:
-        """Cells that can be trained side by side, at most `size` at once; runs that others start from come first."""
-        for _, level in groupby(sorted(cells, key=self._depth), key=self._depth):
-            groups: dict[TrainConfig, list[Cell]] = {}
-            for cell in level:
-                require_side_by_side(config := self._config(*cell), self.source)
-                groups.setdefault(shape_of(config), []).append(cell)
+        """What is not finished of cells and of the runs that they start from, at most `size` of one shape at once.
+
+        Runs that others start from come first. Left out, for `run`: those with a checkpoint of their own, and those
+        whose start did not finish. Raises `ArgumentError`, before anything is trained, for an arm that can only be
+        trained by itself.
+        """
+        chains = [self._chain(cell) for cell in cells]
+        for arm in dict.fromkeys(arm for chain in chains for arm, _ in chain):
+            require_class_count(config := self._untrained(arm), self.source)
+            require_side_by_side(config, self.source)
+        for level in range(max(map(len, chains), default=0)):
+            groups: dict[tuple[TrainConfig, int], list[Cell]] = {}
+            for cell in dict.fromkeys(chain[level] for chain in chains if len(chain) > level):
+                fresh = self._fresh_config(cell)
+                if fresh is not None:
+                    groups.setdefault((shape_of(fresh), epochs_done(self._state(fresh))), []).append(cell)
             for group in groups.values():
                 yield from (group[begin : begin + size] for begin in range(0, len(group), size))
 
-    def _depth(self, cell: Cell) -> int:
-        """How many runs have to be finished before this one can begin, one after another."""
+    def _chain(self, cell: Cell) -> list[Cell]:
+        """A cell after those that it starts from."""
         start = self.study.arms[cell[0]].get(START_FROM)
-        return 0 if start is None else 1 + self._depth((start, cell[1]))
+        return [cell] if start is None else [*self._chain((start, cell[1])), cell]
+
+    def _fresh_config(self, cell: Cell) -> TrainConfig | None:
+        """The settings of a run that has no run folder yet and whose start is finished; else None."""
+        *before, _ = self._chain(cell)
+        if not all(find_finished(self.out, self._config(*start).run_name) for start in before):
+            return None
+        config = self._config(*cell)
+        return None if find_runs(self.out, config.run_name) else config
+
+    def _state(self, config: TrainConfig) -> Path:
+        """Where the state of a run is kept that is trained with others."""
+        return self.out / f"{config.run_name}.state.safetensors"
 
     def train_together(self, cells: Sequence[Cell]) -> None:
         """Train the runs of one stack at once; `run` then finds them finished.
 
-        What is in the hands of another process is left to it.
+        What is in the hands of another process is left to it. A run whose numbers did not stay finite is not kept:
+        `run` trains it by itself, and its message then names the layer.
+
+        Raises:
+            Interrupted: the sweep was asked to stop; the stack can be gone on with.
+            CondConvError: the device has not enough memory.
         """
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
         with ExitStack() as locks:
             configs: list[TrainConfig] = []
             for config in (self._config(*cell) for cell in cells):
-                if find_finished(self.out, config.run_name) is None:
-                    with suppress(Busy):
-                        locks.enter_context(locked(self.out / f"{config.run_name}.lock"))
+                with suppress(Busy):
+                    locks.enter_context(locked(self.out / f"{config.run_name}.lock"))
+                    if not find_runs(self.out, config.run_name):
                         configs.append(config)
-            if not configs:
-                return
-            source = self.source.limited(configs[0].limit_train, configs[0].limit_val)
-            spec = plan_networks(configs[0], source)[0]  # They are all of one shape.
-            networks = [NetworkBuilder(config, source).own() for config in configs]
+            if configs:
+                self._fit(configs)
+
+    def _fit(self, configs: Sequence[TrainConfig]) -> None:
+        source = self.source.limited(configs[0].limit_train, configs[0].limit_val)
+        spec = plan_networks(configs[0], source)[0]  # They are all of one shape.
+        networks = [NetworkBuilder(config, source).build() for config in configs]
+        states = [self._state(config) for config in configs]
+        try:
             together = SideBySide(configs, networks, *self._images(configs[0], source), flip=source.flip)
-            names = hashlib.sha256("\n".join(config.run_name for config in configs).encode()).hexdigest()[:10]
-            kept = self.out / f"side-by-side-{names}.safetensors"
-            together.fit(kept, self.stop, self.progress)
-            for config, network, rows in zip(configs, networks, together.rows, strict=True):
+            together.fit(states, self.stop, self.progress)
+        except torch.OutOfMemoryError as error:
+            raise CondConvError(
+                f"--side-by-side: the device has not the memory for {len(configs)} runs at once; pass a smaller number"
+            ) from error
+        for config, network, rows, state in zip(configs, networks, together.rows, states, strict=True):
+            if all(math.isfinite(float(row[name])) for row in rows for name in ("train_loss", "gradient_norm")):
                 folder = RunFolder.create(config)
                 folder.write_metrics([{"network": spec.name, **row} for row in rows])
                 save_weights(folder, spec, network, config, source)
-                write_text(
-                    folder.summary, f"# {config.run_name}\n\nTrained side by side with {len(configs) - 1} others.\n"
-                )
+                write_text(folder.summary, f"# {config.run_name}\n\nOne of {len(configs)} runs side by side.\n")
                 folder.close()
-            kept.unlink()
+            state.unlink()
 
     def _images(self, config: TrainConfig, source: Source) -> tuple[Images, Images]:
-        """Training and validation images on the device; read once for all stacks that need the same."""
-        key = config.limit_train, config.limit_val, config.random_crop
-        if key not in self._sets:
+        """Training and validation images on the device; kept for the next stack, which mostly needs the same."""
+        key = config.limit_train, config.limit_val, config.random_crop, config.device
+        if self._on_device is None or self._on_device[0] != key:
+            self._on_device = None  # Its memory may be needed.
             load = partial(load_images, source, device=resolve_device(config.device))
-            self._sets[key] = load(train=True, random_crop=config.random_crop), load(train=False, random_crop=False)
-        return self._sets[key]
+            pair = load(train=True, random_crop=config.random_crop), load(train=False, random_crop=False)
+            self._on_device = key, pair
+        return self._on_device[1]
 
     def _config(self, arm: str, seed: int) -> TrainConfig:
         """The settings of one run, with what the arm takes from other arms filled in."""
-        settings, identity = self._settings(arm)
+        settings = self._settings(arm)
+        identity = {**settings, "data": self.study.data}
         start = self.study.arms[arm].get(START_FROM)
         if start is not None:
             identity[START_FROM] = self._config(start, seed).run_name.rsplit("-seed", 1)[0]
@@ -173,13 +217,11 @@ class Sweep:
         name = f"{self.study.data}-{settings.get('variant', 'default')}{experts}-{digest}-seed{seed}"
         return self._made(arm, settings, seed=seed, name=name, out=str(self.out), report=False)
 
-    def _settings(self, arm: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The settings of an arm but for the weights that it starts from; and those by which its runs are known."""
+    def _settings(self, arm: str) -> dict[str, Any]:
+        """The settings of an arm but for the weights that it starts from."""
         settings = {**self.study.common, **self.study.arms[arm]}
         target, _ = settings.pop(WIDENED_TO, None), settings.pop(START_FROM, None)
-        if target is not None:
-            settings |= {"variant": NO_VARIANT, "width": self._width(target)}
-        return settings, {**settings, "data": self.study.data}
+        return settings if target is None else {**settings, "variant": NO_VARIANT, "width": self._width(target)}
 
     def _made(self, arm: str, settings: dict[str, Any], **of_the_run: Any) -> TrainConfig:
         try:
@@ -195,7 +237,7 @@ class Sweep:
 
     def _untrained(self, arm: str) -> TrainConfig:
         """An arm without the weights that it starts from, on which its cost does not depend."""
-        return self._made(arm, self._settings(arm)[0])
+        return self._made(arm, self._settings(arm))
 
     def _weights(self, arm: str, seed: int) -> Path:
         """The trained weights of another arm, which is run first where it is not finished."""

@@ -50,6 +50,7 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
         (("train", "--data", "digits", "--num-experts", "-1"), "num_experts=-1 must be at least 1"),
         (("train", "--data", "digits", "--lr", "0"), "lr=0.0 must be positive"),
         (("train", "--data", "digits", "--name", "a/b"), "name='a/b' must be a plain folder name"),
+        (("shard", "images", "shards"), "unexpected argument 'shards'; known options: --help, --out"),
         (("train",), "--data is missing"),
     ],
 )

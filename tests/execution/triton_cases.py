@@ -162,6 +162,7 @@ def test_autocast_rounds_the_input_and_leaves_the_experts() -> None:
     assert low.dtype == torch.bfloat16 and distance(low.detach(), layer(x).detach().double()) < 0.03
 
 
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")  # advice of torch's compiler on a GPU that has them
 @pytest.mark.slow
 def test_compiled_layers_train() -> None:
     layer = condconv.CondConv2d(4, 6, 3, padding=1, num_experts=3, strategy="triton").to(DEVICE)
