@@ -42,8 +42,7 @@ _MOBILENET_V1 = (
 )
 # "Shallow MobileNet" of the MobileNets paper (Howard et al. 2017, table 5): without five of the six layers at 14 x 14.
 _MOBILENET_V1_SHALLOW = tuple(stage.replace("_r6_", "_r1_") for stage in _MOBILENET_V1)
-# For images of about 32 pixels: 16 channels where the maps are large, and few where they are small, so that what the
-# later layers can hold is what limits the network.
+# For images of about 32 pixels: 16 channels where the maps are large, so that little is lost early, and few later on.
 _MOBILENET_V1_TINY = ("dsa_r1_k3_s1_c16", "dsa_r2_k3_s2_c24", "dsa_r1_k3_s2_c16", "dsa_r4_k3_s1_c16")
 _MOBILENET_V2 = (
     "ds_r1_k3_s1_c16",

@@ -28,23 +28,27 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; expected weights in safetensors format")
-    with path.open("rb") as file:
-        start = file.read(8)
-    if start[:1] == _PICKLE_MAGIC or zipfile.is_zipfile(path):
-        raise CheckpointError(
-            f"{path}: a pickle or torch.save file, which is refused because opening one can run code; where you trust "
-            "it, convert it once with safetensors.torch.save_file(torch.load(path, weights_only=True), new_path)"
-        )
-    size = path.stat().st_size
-    header = int.from_bytes(start, "little")
     try:
         return load_file(path)
     except (SafetensorError, ValueError, OSError) as error:
-        if len(start) == 8 and 2 <= header < 100_000_000:
-            reason = f"truncated or damaged safetensors file of {size} bytes"
-        else:
-            reason = "not a safetensors file"
-        raise CheckpointError(f"{path}: {reason} ({error}); fetch or write it again") from error
+        raise CheckpointError(f"{path}: {_what_it_is(path)} ({error})") from error
+
+
+def _what_it_is(path: Path) -> str:
+    """What a file is that cannot be read as safetensors, and the remedy.
+
+    Asked only then: a safetensors file may begin with the byte that a pickle begins with.
+    """
+    with path.open("rb") as file:
+        start = file.read(8)
+    if start[:1] == _PICKLE_MAGIC or zipfile.is_zipfile(path):
+        return (
+            "a pickle or torch.save file, which is refused because opening one can run code; where you trust it, "
+            "convert it once with safetensors.torch.save_file(torch.load(path, weights_only=True), new_path)"
+        )
+    if len(start) == 8 and 2 <= int.from_bytes(start, "little") < 100_000_000:
+        return f"truncated or damaged safetensors file of {path.stat().st_size} bytes; fetch or write it again"
+    return "not a safetensors file; fetch or write it again"
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

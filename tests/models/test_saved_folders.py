@@ -161,6 +161,17 @@ def test_a_pickle_is_refused_without_opening_it(folder: Path) -> None:
     assert not (folder / "exploded").exists()
 
 
+def test_weights_that_begin_with_a_pickles_first_byte_load(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    state, first = load_file(weights), b""
+    for length in range(256):  # of the header, whose length the file begins with
+        save_file(state, weights, {"format": "pt", "note": " " * length})
+        if (first := weights.read_bytes()[:1]) == b"\x80":
+            break
+    assert first == b"\x80"
+    torch.testing.assert_close(dict(from_pretrained(folder).state_dict()), state)
+
+
 @pytest.mark.parametrize("content", [b"", b"<html>not found</html>" * 10])
 def test_something_else_is_refused(folder: Path, content: bytes) -> None:
     (folder / "model.safetensors").write_bytes(content)
