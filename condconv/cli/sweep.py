@@ -22,10 +22,6 @@ def make_parser() -> Parser:
     parser.add_argument("--arms", type=str, nargs="+", default=None, metavar="ARM", help="these arms only")
     parser.add_argument("--seeds", type=int, nargs="+", default=None, metavar="SEED", help="these seeds only")
     parser.add_argument("--threads", type=int, default=None, help="of each run (default: torch's)")
-    parser.add_argument(
-        "--side-by-side", type=int, default=None, metavar="RUNS",
-        help="train up to so many small networks of one shape at once, on one device",
-    )  # fmt: skip
     parser.add_argument("--out", type=str, default="runs/sweep", help="folder of the run folders")
     parser.add_argument("--list", action="store_true", default=False, help="say what is done and what is not run")
     parser.add_argument("--debug", action="store_true", default=False, help="show tracebacks")
@@ -37,8 +33,6 @@ def run(arguments: Sequence[str]) -> int:
     settings = make_parser().parse_args(list(arguments))
     if settings.threads is not None and settings.threads < 1:
         raise argument_error("sweep", "--threads", settings.threads, "must be at least 1", "leave it out")
-    if settings.side_by_side is not None and settings.side_by_side < 2:
-        raise argument_error("sweep", "--side-by-side", settings.side_by_side, "must be at least 2", "leave it out")
     study = read_study(Path(settings.study))
     cells = chosen(study, settings.arms, settings.seeds)
     if settings.list:
@@ -55,25 +49,10 @@ def run(arguments: Sequence[str]) -> int:
     with StopRequest() as stop, progress_bar("epochs") as progress:
         sweep = Sweep(study, settings.data, Path(settings.out), settings.threads, stop, progress)
         try:
-            if settings.side_by_side is None:
-                return run_all(sweep, todo)
-            return run_together(sweep, todo, settings.side_by_side)
+            return run_all(sweep, todo)
         except Interrupted as interrupted:
-            print(f"stopped; the same command goes on: condconv sweep {' '.join(arguments)}")
+            print(f"stopped; go on with the same command: condconv sweep {study.path}")
             return 0 if interrupted.signum == signal.SIGTERM else 130
-
-
-def run_together(sweep, todo: Sequence[Cell], size: int) -> int:  # type: ignore[no-untyped-def]
-    """Stack by stack; what is left over then run by run."""
-    left, codes = dict.fromkeys(todo), []
-    for stack in sweep.stacks(todo, size):
-        arms = ", ".join(dict.fromkeys(arm for arm, _ in stack))
-        print(f"side by side: {len(stack)} run{'s' * (len(stack) > 1)} of {arms}", flush=True)
-        sweep.train_together(stack)
-        mine = [cell for cell in stack if cell in left]
-        codes.append(run_all(sweep, mine) if mine else 0)
-        left = {cell: None for cell in left if cell not in mine}
-    return max([*codes, run_all(sweep, list(left)) if left else 0])
 
 
 def run_all(sweep, todo: Sequence[Cell]) -> int:  # type: ignore[no-untyped-def]

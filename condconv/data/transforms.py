@@ -33,17 +33,12 @@ def train_transform(source: Source, auto_augment: str | None = None, random_crop
     if not random_crop:
         crop = _val_crop(source)
     elif source.native:
-        crop = [v2.RandomCrop((height, width), padding=crop_padding(source))]
+        crop = [v2.RandomCrop((height, width), padding=max(1, min(height, width) // 8))]
     else:
         crop = [v2.RandomResizedCrop((height, width), antialias=True)]
     flip: list[Transform] = [v2.RandomHorizontalFlip()] if source.flip else []
     learned = [] if auto_augment is None else [auto_augments[auto_augment]()]
     return v2.Compose([*crop, *flip, *learned, *_normalise(source)])
-
-
-def crop_padding(source: Source) -> int:
-    """Width of the border, pixels, that small images get before a random crop is taken of them."""
-    return max(1, min(source.image_size) // 8)
 
 
 def val_transform(source: Source) -> Transform:

@@ -19,7 +19,7 @@ from condconv.models import create_model, initialise_experts, load_weights, stat
 from condconv.models.specs import SPECS
 from condconv.models.ssd import DETECTORS
 from condconv.routers import Router, SigmoidGate, SoftmaxGate
-from condconv.training.config import NO_VARIANT, SMALL_INPUT, SMALL_INPUT_STRIDES, SMALLEST_MAP, TrainConfig
+from condconv.training.config import SMALL_INPUT, SMALL_INPUT_STRIDES, SMALLEST_MAP, TrainConfig
 from condconv.training.run_folder import RunFolder
 from condconv.variants import Share, variants
 
@@ -88,10 +88,6 @@ class NetworkBuilder:
             load_weights(model, self._static_weights(), upcycle=True)
         _scale(model, self.config)
         return model
-
-    def build(self) -> nn.Module:
-        """The network that the settings are about."""
-        return self.static() if self.config.variant == NO_VARIANT else self.conditional()
 
     def conditional_description(self) -> str:
         """Variant and numbers of experts, in words."""

@@ -1,4 +1,4 @@
-"""Runs the runs of a study, each in a fresh process or many at once, and adds a row to its table for each finished one.
+"""Runs the runs of a study, each in a fresh process, and adds a row to its table for each one that finishes.
 
 A run is its settings: its folder is named after them, so that runs which several arms or studies have in common are
 trained once. Each is locked while it is trained; two sweeps of the same study share the work.
@@ -10,15 +10,14 @@ import csv
 import fcntl
 import hashlib
 import json
-import math
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import fields
 from datetime import datetime, timezone
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,22 +30,13 @@ from condconv.analysis.collect import COUNTERFACTUAL_IMAGES, collect
 from condconv.data import Source, open_source, sources
 from condconv.errors import ArgumentError, CondConvError
 from condconv.machine import processor
-from condconv.training.building import CONDITIONAL, STATIC, NetworkBuilder
+from condconv.training.building import CONDITIONAL, STATIC
 from condconv.training.config import NO_VARIANT, TrainConfig
-from condconv.training.experiment import require_class_count, resolve_device
+from condconv.training.experiment import resolve_device
 from condconv.training.files import write_text
 from condconv.training.interruption import StopRequest
-from condconv.training.networks import Cost, matching_width, plan_networks
-from condconv.training.report import save_weights
+from condconv.training.networks import matching_width, plan_networks
 from condconv.training.run_folder import RunFolder
-from condconv.training.side_by_side import (
-    Images,
-    SideBySide,
-    epochs_done,
-    load_images,
-    require_side_by_side,
-    shape_of,
-)
 from condconv.training.study import CHECKS, START_FROM, WIDENED_TO, Cell, Row, Study, write_row
 from condconv.training.trained import load_trained
 
@@ -69,9 +59,9 @@ class Sweep:
         study: what to run.
         data: the set or folder to train on; None where the study names a set that needs no folder.
         out: folder of the run folders.
-        threads: of each run, or of those that are trained at once; None for torch's default.
+        threads: of each run; None for torch's default.
         stop: asked between runs, and passed on to the one in progress.
-        progress: is told the epochs that are done of the run, or runs, in progress.
+        progress: is told the epochs that are done of the run in progress.
     """
 
     def __init__(
@@ -90,8 +80,6 @@ class Sweep:
         self.stop = stop
         self.progress = progress
         self._widths: dict[str, float] = {}
-        self._costs: dict[str, tuple[Cost, float]] = {}
-        self._on_device: tuple[tuple[object, ...], tuple[Images, Images]] | None = None
 
     @cached_property
     def source(self) -> Source:
@@ -114,130 +102,29 @@ class Sweep:
             write_row(self.study.results, row)
         return row
 
-    def stacks(self, cells: Sequence[Cell], size: int) -> Iterator[list[Cell]]:
-        """What is not finished of cells and of the runs that they start from, at most `size` of one shape at once.
-
-        Runs that others start from come first. Left out, for `run`: those with a checkpoint of their own, and those
-        whose start did not finish. Raises `ArgumentError`, before anything is trained, for an arm that can only be
-        trained by itself.
-        """
-        chains = [self._chain(cell) for cell in cells]
-        for arm in dict.fromkeys(arm for chain in chains for arm, _ in chain):
-            require_class_count(config := self._untrained(arm), self.source)
-            require_side_by_side(config, self.source)
-        for level in range(max(map(len, chains), default=0)):
-            groups: dict[tuple[TrainConfig, int], list[Cell]] = {}
-            for cell in dict.fromkeys(chain[level] for chain in chains if len(chain) > level):
-                fresh = self._fresh_config(cell)
-                if fresh is not None:
-                    groups.setdefault((shape_of(fresh), epochs_done(self._state(fresh))), []).append(cell)
-            for group in groups.values():
-                yield from (group[begin : begin + size] for begin in range(0, len(group), size))
-
-    def _chain(self, cell: Cell) -> list[Cell]:
-        """A cell after those that it starts from."""
-        start = self.study.arms[cell[0]].get(START_FROM)
-        return [cell] if start is None else [*self._chain((start, cell[1])), cell]
-
-    def _fresh_config(self, cell: Cell) -> TrainConfig | None:
-        """The settings of a run that has no run folder yet and whose start is finished; else None."""
-        *before, _ = self._chain(cell)
-        if not all(find_finished(self.out, self._config(*start).run_name) for start in before):
-            return None
-        config = self._config(*cell)
-        return None if find_runs(self.out, config.run_name) else config
-
-    def _state(self, config: TrainConfig) -> Path:
-        """Where the state of a run is kept that is trained with others."""
-        return self.out / f"{config.run_name}.state.safetensors"
-
-    def train_together(self, cells: Sequence[Cell]) -> None:
-        """Train the runs of one stack at once; `run` then finds them finished.
-
-        What is in the hands of another process is left to it. A run whose numbers did not stay finite is not kept:
-        `run` trains it by itself, and its message then names the layer.
-
-        Raises:
-            Interrupted: the sweep was asked to stop; the stack can be gone on with.
-            CondConvError: the device has not enough memory.
-        """
-        if self.threads is not None:
-            torch.set_num_threads(self.threads)
-        with ExitStack() as locks:
-            configs: list[TrainConfig] = []
-            for config in (self._config(*cell) for cell in cells):
-                with suppress(Busy):
-                    locks.enter_context(locked(self.out / f"{config.run_name}.lock"))
-                    if not find_runs(self.out, config.run_name):
-                        configs.append(config)
-            if configs:
-                self._fit(configs)
-
-    def _fit(self, configs: Sequence[TrainConfig]) -> None:
-        source = self.source.limited(configs[0].limit_train, configs[0].limit_val)
-        spec = plan_networks(configs[0], source)[0]  # They are all of one shape.
-        networks = [NetworkBuilder(config, source).build() for config in configs]
-        states = [self._state(config) for config in configs]
-        try:
-            together = SideBySide(configs, networks, *self._images(configs[0], source), flip=source.flip)
-            together.fit(states, self.stop, self.progress)
-        except torch.OutOfMemoryError as error:
-            raise CondConvError(
-                f"--side-by-side: the device has not the memory for {len(configs)} runs at once; pass a smaller number"
-            ) from error
-        for config, network, rows, state in zip(configs, networks, together.rows, states, strict=True):
-            if all(math.isfinite(float(row[name])) for row in rows for name in ("train_loss", "gradient_norm")):
-                folder = RunFolder.create(config)
-                folder.write_metrics([{"network": spec.name, **row} for row in rows])
-                save_weights(folder, spec, network, config, source)
-                write_text(folder.summary, f"# {config.run_name}\n\nOne of {len(configs)} runs side by side.\n")
-                folder.close()
-            state.unlink()
-
-    def _images(self, config: TrainConfig, source: Source) -> tuple[Images, Images]:
-        """Training and validation images on the device; kept for the next stack, which mostly needs the same."""
-        key = config.limit_train, config.limit_val, config.random_crop, config.device
-        if self._on_device is None or self._on_device[0] != key:
-            self._on_device = None  # Its memory may be needed.
-            load = partial(load_images, source, device=resolve_device(config.device))
-            pair = load(train=True, random_crop=config.random_crop), load(train=False, random_crop=False)
-            self._on_device = key, pair
-        return self._on_device[1]
-
     def _config(self, arm: str, seed: int) -> TrainConfig:
         """The settings of one run, with what the arm takes from other arms filled in."""
-        settings = self._settings(arm)
+        settings = {**self.study.common, **self.study.arms[arm]}
+        target, start = settings.pop(WIDENED_TO, None), settings.pop(START_FROM, None)
+        if target is not None:
+            settings |= {"variant": NO_VARIANT, "width": self._width(target)}
         identity = {**settings, "data": self.study.data}
-        start = self.study.arms[arm].get(START_FROM)
         if start is not None:
             identity[START_FROM] = self._config(start, seed).run_name.rsplit("-seed", 1)[0]
             settings["upcycle_from"] = str(self._weights(start, seed))
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
         experts = settings.get("num_experts", "")
         name = f"{self.study.data}-{settings.get('variant', 'default')}{experts}-{digest}-seed{seed}"
-        return self._made(arm, settings, seed=seed, name=name, out=str(self.out), report=False)
-
-    def _settings(self, arm: str) -> dict[str, Any]:
-        """The settings of an arm but for the weights that it starts from."""
-        settings = {**self.study.common, **self.study.arms[arm]}
-        target, _ = settings.pop(WIDENED_TO, None), settings.pop(START_FROM, None)
-        return settings if target is None else {**settings, "variant": NO_VARIANT, "width": self._width(target)}
-
-    def _made(self, arm: str, settings: dict[str, Any], **of_the_run: Any) -> TrainConfig:
         try:
-            return TrainConfig(**settings, data=self.data, **of_the_run)
+            return TrainConfig(**settings, data=self.data, seed=seed, name=name, out=str(self.out), report=False)
         except TypeError as error:
             raise ArgumentError(f"{self.study.path}: arm {arm}: a setting is of the wrong kind ({error})") from error
 
     def _width(self, arm: str) -> float:
         """The width of the static network with the multiply-adds of an arm."""
         if arm not in self._widths:
-            self._widths[arm] = round(matching_width(self._untrained(arm), self.source), 6)
+            self._widths[arm] = round(matching_width(self._config(arm, self.study.seeds[0]), self.source), 6)
         return self._widths[arm]
-
-    def _untrained(self, arm: str) -> TrainConfig:
-        """An arm without the weights that it starts from, on which its cost does not depend."""
-        return self._made(arm, self._settings(arm))
 
     def _weights(self, arm: str, seed: int) -> Path:
         """The trained weights of another arm, which is run first where it is not finished."""
@@ -292,7 +179,7 @@ class Sweep:
 
     def _row(self, cell: Cell, config: TrainConfig, folder: RunFolder) -> Row:
         arm, seed = cell
-        cost, ratio = self._cost(arm)
+        network = plan_networks(config, self.source)[0]
         last, *_ = reversed(rows := read_metrics(folder))
         used = self.source.limited(config.limit_train, config.limit_val)
         device = resolve_device(config.device)
@@ -300,7 +187,7 @@ class Sweep:
             "study": self.study.name, "arm": arm, "network": config.model, "variant": config.variant,
             "experts": config.num_experts or "", "width": config.width, "seed": seed, "data": self.study.data,
             "n_train": len(used.train), "n_val": len(used.val), "epochs": config.epochs,
-            "params": cost.params, "macs": cost.macs, "ratio": f"{ratio:.4f}",
+            "params": network.cost.params, "macs": network.cost.macs, "ratio": f"{self._ratio(cell):.4f}",
             "train_loss": f"{float(last['train_loss']):.4f}", "val_loss": f"{float(last['val_loss']):.4f}",
             "top1_pct": f"{100 * float(last['val_accuracy']):.2f}",
             "best_top1_pct": f"{100 * max(float(row['val_accuracy']) for row in rows):.2f}",
@@ -312,19 +199,15 @@ class Sweep:
         }  # fmt: skip
         return {name: str(value) for name, value in values.items()}
 
-    def _cost(self, arm: str) -> tuple[Cost, float]:
-        """What an arm's network costs, and its multiply-adds over those of the static network of its shape (of the arm
-        it is widened to).
-        """
-        if arm not in self._costs:
-            network = plan_networks(self._untrained(arm), self.source)[0]
-            target = self.study.arms[arm].get(WIDENED_TO)
-            ratio = network.ratio
-            if target is not None:
-                other, other_ratio = self._cost(target)
-                ratio = network.cost.macs / other.macs * other_ratio
-            self._costs[arm] = network.cost, ratio
-        return self._costs[arm]
+    def _ratio(self, cell: Cell) -> float:
+        """Multiply-adds of an arm over those of the static network of its shape (of the arm it is widened to)."""
+        arm, seed = cell
+        target = self.study.arms[arm].get(WIDENED_TO, arm)
+        planned = plan_networks(self._config(target, seed), self.source)[0]
+        if target == arm:
+            return planned.ratio
+        widened = plan_networks(self._config(arm, seed), self.source)[0]
+        return widened.cost.macs / planned.cost.macs * planned.ratio
 
     def _checks(self, config: TrainConfig, folder: RunFolder, source: Source) -> dict[str, str]:
         """Accuracy in % on 2,000 validation images with changed coefficients, where the study asks for it."""
