@@ -5,8 +5,8 @@ from __future__ import annotations
 from setuptools import Extension, setup
 from torch.utils.cpp_extension import include_paths, library_paths
 
-SOURCES = ("ops", "threads", "routing", "isa", "kernels_avx2", "kernels_avx512", "kernels_amx")
-HEADERS = ("conv.h", "isa.h", "scratch.h", "threads.h", "mixing.inc", "vector_kernels.inc")
+SOURCES = ("ops", "problem", "backward", "threads", "routing", "isa", "kernels_avx2", "kernels_avx512", "kernels_amx")
+HEADERS = ("conv.h", "isa.h", "problem.h", "scratch.h", "threads.h", "mixing.inc", "vector_kernels.inc")
 
 setup(
     ext_modules=[

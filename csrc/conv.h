@@ -44,34 +44,40 @@ struct Gemm {
   int64_t batch, rows, taps, depth, columns, groups;
   const int32_t* source;  // (taps, rows), positions in one example of x
   const int32_t* target;  // (rows), positions in one example of y
-  Storage maps;           // of x and y
+  const int64_t* band_end;  // rows up to each of these skip the same taps, which read zeros
+  int64_t bands;
+  Storage maps;  // of x and y
   const void* x;
-  int64_t x_example, x_position;  // strides in elements; a group takes `depth` channels
+  int64_t positions, x_example, x_position, x_channel;  // strides in elements; a group takes `depth` channels
   void* y;
-  int64_t y_example, y_position;  // a group takes `columns` channels
-  const float* coefficients;      // (B, n)
-  const float* bias;              // (n, groups · columns) or null
-  const float* shift;             // (groups · columns) or null: added to every example as it is
+  int64_t y_example, y_position, y_channel;  // a group takes `columns` channels
+  const float* coefficients;                 // (B, n)
+  const float* bias;                         // (n, groups · columns) or null
+  const float* shift;                        // (groups · columns) or null: added to every example as it is
   float threshold;
   Bank bank;
 
   int64_t blocks() const { return (columns + kBlock - 1) / kBlock; }
 };
 
-// Gradient of the experts and the coefficients of a Gemm; W is (n, groups · columns, depth, taps), contiguous.
-struct GemmGradient {
-  int64_t batch, rows, taps, depth, columns, groups, experts;
-  const int32_t* source;
-  const float* x;
-  int64_t x_example, x_position;
-  const float* grad;  // (B, rows, groups · columns)
-  int64_t grad_example, grad_position;
-  const float* coefficients;  // (B, n)
-  const float* weight;
-  float* weight_grad;  // written, not added to
+struct Segment {  // neighbouring output positions of one row, and the positions of x that they meet at one tap
+  int64_t x, grad, count;
+};
 
-  int64_t panels() const { return (depth + 3 * kBlock - 1) / (3 * kBlock); }
-  int64_t units() const { return groups * taps * panels(); }
+// Gradient of the experts and the coefficients of a Gemm.
+struct GemmGradient {
+  int64_t batch, taps, depth, columns, groups;
+  int64_t out_rows, row_positions, x_step;  // rows of the output and their length; between the inputs of neighbours
+  const Segment* segments;
+  const int64_t* first_segment;  // (taps, out_rows + 1): which are those of a row
+  const float* x;
+  int64_t positions, x_example, x_position, x_channel;
+  const float* grad;
+  int64_t grad_example, grad_position, grad_channel;
+  const float* coefficients;  // (B, n)
+  Experts experts;
+
+  int64_t blocks() const { return (columns + kBlock - 1) / kBlock; }
 };
 
 // One kernel for each channel and example: the bank has one group, C columns and K = taps rows.
@@ -81,6 +87,7 @@ struct Depthwise {
   Storage maps;
   const void* x;
   void* y;
+  bool planar;  // both maps are NCHW, of f32: they are turned panel by panel
   const float* coefficients;
   const float* bias;
   const float* shift;
@@ -91,6 +98,8 @@ struct Depthwise {
   Bank bank;
 
   int64_t spans() const { return (channels + kSpan - 1) / kSpan; }
+  // Between neighbouring positions while they are convolved, in elements: those of the widest panel, or of the maps.
+  int64_t step() const { return planar ? (spans() + panels - 1) / panels * kSpan : channels; }
 };
 
 struct DepthwisePart {  // what one thread takes at once: a panel of channels, some examples, some rows of the outputs
@@ -99,22 +108,29 @@ struct DepthwisePart {  // what one thread takes at once: a panel of channels, s
 
 struct DepthwiseGradient {
   Depthwise shape;    // x and coefficients of the forward pass; y and bias unused
-  const float* grad;    // (B, OH, OW, C)
+  const float* grad;    // (B, OH, OW, C), or (B, C, OH, OW) where the maps are planar
   const float* weight;  // (n, C, taps)
   float* weight_grad;   // (n, C, taps), written
 };
 
-// The kernels of one instruction set. `coefficient_grad` of a gradient unit is (B, n), added to.
+// The kernels of one instruction set. `coefficient_grad` of a gradient is (B, n), added to.
 struct Kernels {
   using Multiply = void (*)(const Gemm&, int64_t first_block, int64_t last_block, int64_t first_example, int64_t last_example);
   const char* name;
-  void (*pack)(const Experts&, int64_t block, float* packed);  // one block
+  void (*pack)(const Experts&, int64_t block, float* packed);              // one block
+  void (*unpack)(const Experts&, int64_t block, float* packed, float* to);  // one block, to where experts have their strides
   // mixed[b] = Σ_i c[b][i] experts[i] of `length` numbers; experts are `step` apart, what is mixed follows one another.
   void (*mix)(const float* experts, int64_t count, int64_t step, int64_t length, const float* c, int64_t examples,
               float* mixed);
+  // An example's planes of `channels` as rows of channels that lie `step` apart, and the other way round.
+  void (*to_rows)(const float* planes, int64_t plane, int64_t positions, int64_t channels, float* rows, int64_t step);
+  void (*to_planes)(const float* rows, int64_t step, int64_t positions, int64_t channels, float* planes, int64_t plane);
   Multiply gemm;
   Multiply gemm_bf16;  // where the maps are bf16
-  void (*gemm_gradient)(const GemmGradient&, int64_t unit, float* coefficient_grad);
+  int64_t gradient_blocks;  // that gemm_gradient takes at once
+  // Of the blocks [block, block + blocks) of one group and the examples [b0, b1); the experts' is written, packed.
+  void (*gemm_gradient)(const GemmGradient&, int64_t block, int64_t blocks, int64_t b0, int64_t b1, float* packed_grad,
+                        float* coefficient_grad);
   void (*depthwise)(const Depthwise&, const DepthwisePart&);
   void (*depthwise_gradient)(const DepthwiseGradient&, int64_t panel, float* coefficient_grad);
 };

@@ -23,6 +23,7 @@ namespace condconv {
 namespace {
 #include "vector_kernels.inc"
 }
-const Kernels avx2_kernels = {"avx2", pack, mix, gemm, gemm, gemm_gradient, depthwise, depthwise_gradient};
+const Kernels avx2_kernels = {"avx2", pack, unpack, mix, to_rows, to_planes, gemm, gemm,
+                               kGradientBlocks, gemm_gradient, depthwise, depthwise_gradient};
 }  // namespace condconv
 #endif

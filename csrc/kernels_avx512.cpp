@@ -23,6 +23,7 @@ namespace condconv {
 namespace {
 #include "vector_kernels.inc"
 }
-const Kernels avx512_kernels = {"avx512", pack, mix, gemm, gemm, gemm_gradient, depthwise, depthwise_gradient};
+const Kernels avx512_kernels = {"avx512", pack, unpack, mix, to_rows, to_planes, gemm, gemm,
+                               kGradientBlocks, gemm_gradient, depthwise, depthwise_gradient};
 }  // namespace condconv
 #endif

@@ -107,7 +107,7 @@ void run_depthwise(Depthwise d) {
   for (int64_t kw = 0; kw < d.kernel_w; kw++) {
     for (int64_t ow = 0; ow < d.out_width; ow++) {
       const int64_t w = ow * d.stride_w - d.pad_w + kw * d.dilation_w;
-      column.push_back(w >= 0 && w < d.width ? w * d.channels * size_of(d.maps) : -1);
+      column.push_back(w >= 0 && w < d.width ? w * d.step() * size_of(d.maps) : -1);
     }
   }
   d.column = column.data();
@@ -129,6 +129,74 @@ void run_gemm(const Gemm& g, const Experts* experts) {
     else gemm(g, c0, c1, b0, b1);
   };
   in_tiles(g.groups * g.blocks(), g.batch, threads_for(macs), g.rows + n, kRead * n, tile);
+}
+
+namespace {
+
+// Runs `unit(u, part)` for every u with sums (B, n) of its own, and adds them up in the order of the units.
+template <class F>
+void summed(int64_t units, int64_t size, float* total, const F& unit) {
+  std::vector<float> parts(units * size, 0.0f);
+  torch::stable::parallel_for(0, units, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t u = begin; u < end; u++) unit(u, parts.data() + u * size);
+  });
+  for (int64_t j = 0; j < size; j++) {
+    double sum = 0;
+    for (int64_t u = 0; u < units; u++) sum += parts[u * size + j];
+    total[j] = static_cast<float>(sum);
+  }
+}
+
+constexpr int64_t kGradientUnits = 8;          // parts of the work, if it can be split so often
+constexpr int64_t kFewestExamples = 4;         // of a part
+constexpr int64_t kGradientSums = 4 * 1024 * 1024;  // floats of the experts' gradients that parts of a batch may take
+
+}  // namespace
+
+// The unit is a block or two of columns. Where these are few, the batch is split too, and each part has its own sum.
+void run_gemm_gradient(const GemmGradient& g, float* weight_grad, float* coefficient_grad) {
+  static thread_local Scratch sum_memory;
+  const Kernels& k = checked_kernels();
+  const int64_t n = g.experts.count, block = g.experts.block(), packed = g.experts.blocks() * block;
+  const int64_t together = std::min(k.gradient_blocks, g.blocks()), per_group = (g.blocks() + together - 1) / together;
+  const int64_t tiles = g.groups * per_group;
+  const int64_t wanted = std::min({(kGradientUnits + tiles - 1) / tiles, g.batch / kFewestExamples, kGradientSums / packed});
+  const int64_t parts = std::max<int64_t>(wanted, 1);
+  float* sums = sum_memory.floats(parts * packed);
+  summed(tiles * parts, g.batch * n, coefficient_grad, [&](int64_t u, float* part) {
+    const int64_t tile = u % tiles, p = u / tiles, in_group = tile % per_group * together;
+    const int64_t first = tile / per_group * g.blocks() + in_group, blocks = std::min(together, g.blocks() - in_group);
+    k.gemm_gradient(g, first, blocks, g.batch * p / parts, g.batch * (p + 1) / parts, sums + p * packed + first * block, part);
+  });
+  torch::stable::parallel_for(0, g.experts.blocks(), kWorthThreads / block + 1, [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; c++) {
+      float* to = sums + c * block;
+      for (int64_t p = 1; p < parts; p++) {
+        for (int64_t j = 0; j < block; j++) to[j] += to[p * packed + j];
+      }
+      k.unpack(g.experts, c, to, weight_grad);
+    }
+  });
+}
+
+void run_depthwise_gradient(const DepthwiseGradient& d, float* coefficient_grad) {
+  const Kernels& k = checked_kernels();
+  summed(d.shape.panels, d.shape.batch * d.shape.bank.experts, coefficient_grad,
+         [&](int64_t u, float* part) { k.depthwise_gradient(d, u, part); });
+}
+
+void run_turn(const float* from, bool to_planar, int64_t batch, int64_t channels, int64_t positions, float* to) {
+  constexpr int64_t kTurned = 16 * 1024;  // numbers that are worth a thread
+  const Kernels& k = checked_kernels();
+  // Parts of an example are blocks of channels of some positions.
+  const int64_t rows = std::max<int64_t>(kTurned / channels / kBlock, 1) * kBlock, parts = (positions + rows - 1) / rows;
+  torch::stable::parallel_for(0, batch * parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t u = begin; u < end; u++) {
+      const int64_t first = u % parts * rows, count = std::min(rows, positions - first), example = u / parts * positions * channels;
+      if (to_planar) k.to_planes(from + example + first * channels, channels, count, channels, to + example + first, positions);
+      else k.to_rows(from + example + first, positions, count, channels, to + example + first * channels, channels);
+    }
+  });
 }
 
 void run_pack(const Experts& e, float* packed) {

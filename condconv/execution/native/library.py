@@ -58,10 +58,15 @@ def cpu_features() -> list[str]:
     return [name for name, flag in names.items() if flag in flags]
 
 
+def _layout(x: Tensor) -> torch.memory_format:
+    """The layout of what is computed from x: that of x."""
+    return torch.contiguous_format if x.shape[1] > 1 and x.stride(1) != 1 else torch.channels_last
+
+
 def _output(x: Tensor, kernel_shape: Sequence[int], geometry: ConvGeometry) -> Tensor:
     size = geometry.output_size(x.shape[2:], kernel_shape[2:])
     shape = (x.shape[0], geometry.out_channels(kernel_shape), *size)
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_layout(x))
 
 
 def _geometry(stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int) -> ConvGeometry:
@@ -97,7 +102,7 @@ def _conv2d_backward_fake(
         (x.shape[0] if needs_input else 0, *x.shape[1:]),
         dtype=x.dtype,
         device=x.device,
-        memory_format=torch.channels_last,
+        memory_format=_layout(x),
     )
     dc, dw = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (coefficients, experts))
     return dx, dc, dw

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -49,14 +48,11 @@ class Native:
         return library.load_error()
 
     def __call__(self, x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> Tensor:
-        """Return y (B, O, *space) in the memory format of x (B, I, *space), with the bias; channels_last is fastest."""
+        """Return y (B, O, *space) in the memory format of x (B, I, *space), with the bias."""
         assert not isinstance(lowered, Kernels)
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))  # The experts stay as they are: they are mixed in f32.
-        line, contiguous = geometry.rank == 1, x.shape[1] > 1 and x.stride(1) != 1
-        if contiguous and geometry.picks_positions(lowered.kernel_shape):
-            # What is turned to channels_last need not be more than is used.
-            x, geometry = geometry.pick(x), replace(geometry, stride=(1,) * geometry.rank)
+        line = geometry.rank == 1
         shape, stride, padding, dilation = lowered.kernel_shape, geometry.stride, geometry.padding, geometry.dilation
         if line:  # An image of one row.
             x, shape = x.unsqueeze(2), (*shape[:2], 1, *shape[2:])
@@ -76,6 +72,4 @@ class Native:
             y = torch.ops.condconv.conv2d(x, lowered.coefficients, experts, stride, padding, dilation, geometry.groups)
             bias = lowered.bias
             y = y if bias is None else y + bias.to(y.dtype).reshape(*bias.shape, 1, 1)
-        if contiguous:
-            y = y.contiguous()
         return y.squeeze(2) if line else y
