@@ -128,9 +128,10 @@ struct Kernels {
   Multiply gemm;
   Multiply gemm_bf16;  // where the maps are bf16
   int64_t gradient_blocks;  // that gemm_gradient takes at once
-  // Of the blocks [block, block + blocks) of one group and the examples [b0, b1); the experts' is written, packed.
-  void (*gemm_gradient)(const GemmGradient&, int64_t block, int64_t blocks, int64_t b0, int64_t b1, float* packed_grad,
-                        float* coefficient_grad);
+  // Of the blocks [block, block + blocks) of one group and the examples [b0, b1); `weight` and the gradient of the experts,
+  // which is written, are packed and begin with the first block.
+  void (*gemm_gradient)(const GemmGradient&, int64_t block, int64_t blocks, int64_t b0, int64_t b1, const float* weight,
+                        float* packed_grad, float* coefficient_grad);
   void (*depthwise)(const Depthwise&, const DepthwisePart&);
   void (*depthwise_gradient)(const DepthwiseGradient&, int64_t panel, float* coefficient_grad);
 };

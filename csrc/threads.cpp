@@ -50,7 +50,8 @@ void gemm_unpacked(const Gemm& g, const Experts& e, Kernels::Multiply gemm, int6
   const int64_t K = e.taps * e.depth, examples = b1 - b0;
   const bool mixed_first = examples < e.count && e.column_stride == K;
   const int64_t block = (mixed_first ? examples : e.count) * K * kBlock;  // numbers that are packed for a block of columns
-  const int64_t together = std::min(std::clamp(kPacked / block, kFewestBlocks, kMostBlocks), c1 - c0);
+  const int64_t most = std::clamp(kPacked / block, kFewestBlocks, kMostBlocks), parts = (c1 - c0 + most - 1) / most;
+  const int64_t together = (c1 - c0 + parts - 1) / parts;
   float* packed = packed_memory.floats(together * block);
   const std::vector<float> ones(b1, 1.0f);
   Gemm part = g;
@@ -155,18 +156,20 @@ constexpr int64_t kGradientSums = 4 * 1024 * 1024;  // floats of the experts' gr
 
 // The unit is a block or two of columns. Where these are few, the batch is split too, and each part has its own sum.
 void run_gemm_gradient(const GemmGradient& g, float* weight_grad, float* coefficient_grad) {
-  static thread_local Scratch sum_memory;
+  static thread_local Scratch weight_memory, sum_memory;
   const Kernels& k = checked_kernels();
   const int64_t n = g.experts.count, block = g.experts.block(), packed = g.experts.blocks() * block;
   const int64_t together = std::min(k.gradient_blocks, g.blocks()), per_group = (g.blocks() + together - 1) / together;
   const int64_t tiles = g.groups * per_group;
   const int64_t wanted = std::min({(kGradientUnits + tiles - 1) / tiles, g.batch / kFewestExamples, kGradientSums / packed});
   const int64_t parts = std::max<int64_t>(wanted, 1);
-  float* sums = sum_memory.floats(parts * packed);
+  float *weight = weight_memory.floats(packed), *sums = sum_memory.floats(parts * packed);
+  run_pack(g.experts, weight);
   summed(tiles * parts, g.batch * n, coefficient_grad, [&](int64_t u, float* part) {
     const int64_t tile = u % tiles, p = u / tiles, in_group = tile % per_group * together;
     const int64_t first = tile / per_group * g.blocks() + in_group, blocks = std::min(together, g.blocks() - in_group);
-    k.gemm_gradient(g, first, blocks, g.batch * p / parts, g.batch * (p + 1) / parts, sums + p * packed + first * block, part);
+    k.gemm_gradient(g, first, blocks, g.batch * p / parts, g.batch * (p + 1) / parts, weight + first * block,
+                    sums + p * packed + first * block, part);
   });
   torch::stable::parallel_for(0, g.experts.blocks(), kWorthThreads / block + 1, [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; c++) {
