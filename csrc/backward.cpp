@@ -52,9 +52,8 @@ Tensor input_gradient(const Geometry& g, const Map& grad, const float* coefficie
   Tensor out = empty_map(grad.tensor, ScalarType::Float, planar, g.batch, g.in_channels, g.height, g.width);
   const Rows rows = backward_rows(g);
   run_gemm({g.batch, g.positions(), g.taps(), g.columns(), g.depth(), g.groups, rows.source.data(), rows.target.data(),
-            rows.band_end.data(), static_cast<int64_t>(rows.band_end.size()), Storage::f32, grad.tensor.const_data_ptr(), g.outputs(), grad.example, grad.position, grad.channel,
-            out.mutable_data_ptr(), g.positions() * g.in_channels, planar ? 1 : g.in_channels, planar ? g.positions() : 1,
-            coefficients, nullptr, nullptr, 0.0f, bank_of(nullptr, g.experts)},
+            rows.band_end.data(), static_cast<int64_t>(rows.band_end.size()), Storage::f32, grad.tensor.const_data_ptr(), g.outputs(), grad.strides(),
+            out.mutable_data_ptr(), strides_of(planar, g.in_channels, g.positions()), coefficients, nullptr, nullptr, 0.0f, bank_of(nullptr, g.experts)},
            &matrices);
   return out;
 }
@@ -92,15 +91,14 @@ void expert_gradient(const Geometry& g, const Map& grad, const Map& x, const flo
   float *to = static_cast<float*>(weight_grad.mutable_data_ptr()), *to_coefficients = static_cast<float*>(coefficient_grad.mutable_data_ptr());
   if (g.depthwise()) {
     Depthwise shape = depthwise_of(g, Storage::f32, x.tensor.const_data_ptr(), nullptr, coefficients, bank_of(nullptr, g.experts));
-    shape.planar = x.channel > 1;
+    shape.planar = x.planar;
     run_depthwise_gradient({shape, floats(grad.tensor), experts, to}, to_coefficients);
     return;
   }
   const Segments segments = segments_of(g);
   run_gemm_gradient({g.batch, g.taps(), g.depth(), g.columns(), g.groups, g.out_height, g.out_width, g.stride_w,
-                     segments.all.data(), segments.first.data(), floats(x.tensor), g.positions(), x.example, x.position,
-                     x.channel, floats(grad.tensor), grad.example, grad.position, grad.channel, coefficients,
-                     experts_of(g, experts, false)},
+                     segments.all.data(), segments.first.data(), floats(x.tensor), g.positions(), x.strides(),
+                     floats(grad.tensor), grad.strides(), coefficients, experts_of(g, experts, false)},
                     to, to_coefficients);
 }
 

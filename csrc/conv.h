@@ -19,6 +19,15 @@ constexpr int64_t kChunk = 8;   // rows of one chunk of a packed bank
 constexpr int64_t kSpan = 32;  // channels of a depthwise convolution that are convolved together
 constexpr int64_t kMixedExamples = 8;  // whose depthwise kernels are mixed at once
 
+struct Strides {  // of a batch of maps, in elements
+  int64_t example, position, channel;
+};
+
+// Of maps without gaps, plane by plane or with the channels as neighbours.
+constexpr Strides strides_of(bool planar, int64_t channels, int64_t positions) {
+  return {channels * positions, planar ? 1 : channels, planar ? positions : 1};
+}
+
 // n expert matrices (K rows, N columns) for each group, in the layout of condconv/packed.py.
 struct Bank {
   const void* data;
@@ -48,12 +57,13 @@ struct Gemm {
   int64_t bands;
   Storage maps;  // of x and y
   const void* x;
-  int64_t positions, x_example, x_position, x_channel;  // strides in elements; a group takes `depth` channels
+  int64_t positions;  // of one example
+  Strides x_strides;  // a group takes `depth` channels
   void* y;
-  int64_t y_example, y_position, y_channel;  // a group takes `columns` channels
-  const float* coefficients;                 // (B, n)
-  const float* bias;                         // (n, groups · columns) or null
-  const float* shift;                        // (groups · columns) or null: added to every example as it is
+  Strides y_strides;          // a group takes `columns` channels
+  const float* coefficients;  // (B, n)
+  const float* bias;          // (n, groups · columns) or null
+  const float* shift;         // (groups · columns) or null: added to every example as it is
   float threshold;
   Bank bank;
 
@@ -71,9 +81,10 @@ struct GemmGradient {
   const Segment* segments;
   const int64_t* first_segment;  // (taps, out_rows + 1): which are those of a row
   const float* x;
-  int64_t positions, x_example, x_position, x_channel;
+  int64_t positions;  // of one example
+  Strides x_strides;
   const float* grad;
-  int64_t grad_example, grad_position, grad_channel;
+  Strides grad_strides;
   const float* coefficients;  // (B, n)
   Experts experts;
 

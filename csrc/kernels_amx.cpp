@@ -126,7 +126,7 @@ static void gather(const Gemm& g, const uint16_t* x, int64_t first, int64_t rows
     length = std::min(g.depth - start, k0 + depth - k);
     const int32_t* source = g.source + tap * g.rows + first;
     for (int64_t r = 0; r < rows; r++) {
-      const uint16_t* from = x + std::max(source[r], 0) * g.x_position + start;
+      const uint16_t* from = x + std::max(source[r], 0) * g.x_strides.position + start;
       const __mmask32 inside = source[r] < 0 ? 0 : ~__mmask32{0};
       for (int64_t c = 0; c < length; c += kStep) {  // what is written beyond the length is overwritten by what follows
         const __mmask32 mask = length - c < kStep ? inside & ((1u << (length - c)) - 1) : inside;
@@ -146,7 +146,7 @@ struct Part {  // rows and columns of one example whose sums are at hand: tiles[
 static void round_outputs(const Gemm& g, const Part& part, uint16_t* y) {
   for (int64_t r = 0; r < part.rows; r++) {
     const float* from = part.sums + (r < part.height ? r : 2 * kTile + r - part.height) * kTile;
-    uint16_t* to = y + g.target[part.first + r] * g.y_position;
+    uint16_t* to = y + g.target[part.first + r] * g.y_strides.position;
     for (int64_t c = 0; c < part.width; c += kBlock) {
       const vec sum = load(from + c / kBlock * kSums) + load(part.bias + c);
       const __mmask16 mask = static_cast<__mmask16>(part.width - c < kBlock ? (1 << (part.width - c)) - 1 : ~0);
@@ -176,8 +176,8 @@ static void gemm_blocks(const Gemm& g, int64_t height, int64_t group, int64_t bl
         mix_bias(g.bias, g.shift, g.coefficients + b * g.bank.experts, g.bank.experts, g.threshold, g.groups * g.columns,
                  column, width, padded, bias);
       }
-      const uint16_t* x = static_cast<const uint16_t*>(g.x) + b * g.x_example + group * g.depth;
-      uint16_t* y = static_cast<uint16_t*>(g.y) + b * g.y_example + column;
+      const uint16_t* x = static_cast<const uint16_t*>(g.x) + b * g.x_strides.example + group * g.depth;
+      uint16_t* y = static_cast<uint16_t*>(g.y) + b * g.y_strides.example + column;
       float* at = sums + (kept ? (b - b0) * parts : 0);
       for (int64_t first = 0; first < g.rows; first += 2 * height) {
         const int64_t count = std::min(2 * height, g.rows - first);

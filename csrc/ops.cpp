@@ -27,9 +27,8 @@ Tensor forward(const Geometry& g, const Tensor& x, const Tensor& coefficients, c
       const Rows rows = forward_rows(g);
       run_gemm({g.batch, g.outputs(), g.taps(), g.depth(), g.columns(), g.groups, rows.source.data(), rows.target.data(),
                 rows.band_end.data(), static_cast<int64_t>(rows.band_end.size()), maps,
-                in.const_data_ptr(), g.positions(), g.positions() * g.in_channels, inside ? 1 : g.in_channels,
-                inside ? g.positions() : 1, y, g.outputs() * g.out_channels, inside ? 1 : g.out_channels,
-                inside ? g.outputs() : 1, floats(c), bias, shift, threshold, bank},
+                in.const_data_ptr(), g.positions(), strides_of(inside, g.in_channels, g.positions()), y,
+                strides_of(inside, g.out_channels, g.outputs()), floats(c), bias, shift, threshold, bank},
                experts);
     }
   }

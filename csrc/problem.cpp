@@ -12,7 +12,7 @@ namespace {
 
 constexpr int64_t kLargest = std::numeric_limits<int32_t>::max();
 
-// a · b where both are at most 2^62 apart from 0 …, or kLargest + 1 where it is above kLargest.
+// a · b, or kLargest + 1 where it is above kLargest.
 int64_t product(int64_t a, int64_t b) {
   int64_t result;
   return __builtin_mul_overflow(a, b, &result) ? kLargest + 1 : std::min(result, kLargest + 1);
@@ -98,12 +98,6 @@ Tensor empty_map(const Tensor& like, ScalarType type, bool planar, int64_t b, in
   return torch::stable::empty(size, type, std::nullopt, like.device(), std::nullopt,
                               planar ? MemoryFormat::Contiguous : MemoryFormat::ChannelsLast);
 }
-
-Map::Map(const Tensor& t, bool planar)
-    : tensor(in_layout(t, planar)), example(t.size(1) * t.size(2) * t.size(3)), position(planar ? 1 : t.size(1)),
-      channel(planar ? t.size(2) * t.size(3) : 1) {}
-
-Map::Map(const Tensor& t) : Map(t, is_planar(t)) {}
 
 namespace {
 

@@ -52,12 +52,13 @@ Tensor in_layout(const Tensor& t, bool planar);
 
 Tensor empty_map(const Tensor& like, ScalarType type, bool planar, int64_t b, int64_t c, int64_t h, int64_t w);
 
-struct Map {  // a batch of images of f32 without gaps, with strides in elements
+struct Map {  // a batch of images of f32 without gaps
   Tensor tensor;
-  int64_t example, position, channel;
+  bool planar;
 
-  explicit Map(const Tensor& t, bool planar);
-  explicit Map(const Tensor& t);  // in the layout that it has
+  Map(const Tensor& t, bool is_planar) : tensor(in_layout(t, is_planar)), planar(is_planar) {}
+
+  Strides strides() const { return strides_of(planar, tensor.size(1), tensor.size(2) * tensor.size(3)); }
 };
 
 struct Rows {  // the tables of a Gemm
