@@ -14,12 +14,12 @@ import condconv
 
 PACKAGE = Path(condconv.__file__).parent
 FLOORS = [
-    {"errors", "registry", "geometry", "machine"},
+    {"errors", "registry", "geometry", "machine", "timing"},
     {"lowered", "packed"},
     {"routers", "banks", "execution", "observation", "reuse"},
     {"layers"},
     {"variants"},
-    {"counting", "conversion"},
+    {"counting", "conversion", "tuning"},
     {"models", "detection"},
     {"data", "training", "analysis", "inference", "deployment"},
     {"recipes", "cli"},

@@ -20,7 +20,6 @@ import torch._inductor.config
 from torch import nn
 
 from benchmarks.speed import memory
-from benchmarks.speed.harness import Call, measure
 from benchmarks.speed.results import LIMITS, MACHINE, TIMING, arguments, run_cells, timing_columns
 from benchmarks.speed.roofline import Roofline
 from benchmarks.speed.subjects import (
@@ -35,6 +34,7 @@ from benchmarks.speed.subjects import (
     strategies_of,
     timm_name,
 )
+from condconv.timing import Call, measure
 
 COLUMNS = (
     "cell", "model", "mode", "batch", "size", "contender", "storage", "rest", "strategy", *TIMING, *LIMITS,

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from benchmarks.speed import memory
-from benchmarks.speed.harness import measure
 from benchmarks.speed.results import LIMITS, MACHINE, TIMING, arguments, run_cells, timing_columns
 from benchmarks.speed.roofline import Roofline
 from benchmarks.speed.subjects import (
@@ -29,6 +28,7 @@ from benchmarks.speed.subjects import (
     strategies_of,
     timm_name,
 )
+from condconv.timing import measure
 
 COLUMNS = (
     "cell", "model", "batch", "size", "contender", "strategy", *TIMING, *LIMITS, *memory.MEMORY, *MACHINE

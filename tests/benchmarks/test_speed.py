@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from benchmarks.speed import hotspots, layers, memory, networks, planner_table, random_shapes, training
-from benchmarks.speed.harness import Spread, Timing, measure
 from benchmarks.speed.results import Line, read, table
 from benchmarks.speed.roofline import Roofline, size_class
 from benchmarks.speed.subjects import OURS, STATIC, Work
 from condconv.execution import execute, measured, strategies
+from condconv.timing import Spread, Timing, measure
 
 SMALL = "condconv_mobilenetv1_025"
 Run = Callable[..., list[Line]]
