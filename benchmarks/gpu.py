@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 
 import condconv
-from benchmarks.speed.subjects import OURS, STATIC, TIMM, TrainingStep, image_batch, raw_network, strategies_of
+from benchmarks.speed.subjects import OURS, STATIC, TIMM, image_batch, raw_network
+from condconv.benchmarking.networks import TrainingStep, strategies_of
 from condconv.execution import choose, execute, strategies, use_strategy
 from condconv.geometry import ConvGeometry
 from condconv.lowered import Mixture

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import datetime
 import functools
 import os
 import subprocess
 import time
 from pathlib import Path
 
-import torch
-
-from condconv.cli.doctor import version
-from condconv.machine import Steal, processor, ticks
+from condconv.benchmarking.rows import measured_on
+from condconv.machine import Steal, ticks
 
 ROOT = Path(__file__).resolve().parents[2]
 NOISY_PERCENT = 10.0
@@ -37,15 +34,7 @@ def _git(*words: str) -> str:
 
 def description() -> dict[str, object]:
     """The columns that every row has: machine, versions, date and commit."""
-    return {
-        "machine": processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "timm": version("timm") or "",
-        "date": datetime.date.today().isoformat(),
-        "commit": commit(),
-    }
+    return {**measured_on(), "commit": commit()}
 
 
 class Quiet:
