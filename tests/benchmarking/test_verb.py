@@ -29,20 +29,10 @@ CPU = torch.device("cpu")
 NAMED = ("condconv_mobilenetv1_025", "--num-experts", "2", "--input-size", "3x32x32")
 
 
-def briefly(patch: pytest.MonkeyPatch | None = None) -> None:
-    """One call of each contender is timed, and no process is started to weigh it."""
-    patch = patch or pytest.MonkeyPatch()
-    quick(patch)
-    whole = rows.measure
-    patch.setattr(rows, "measure", lambda calls, burst_s: whole(calls, burst_s, quick=True))
-    patch.setattr("condconv.benchmarking.memory.measure", lambda *_: {"total_mb": "1.5"})
-    patch.setattr("condconv.tuning.measuring.TURNS", 2)
-    patch.setattr("condconv.tuning.measuring.BURST_S", 0.0)
-
-
 @pytest.fixture(autouse=True)
-def _briefly(monkeypatch: pytest.MonkeyPatch) -> None:
-    briefly(monkeypatch)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick(monkeypatch)
+    monkeypatch.setattr("condconv.timing.TURNS", 2)
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +138,7 @@ def test_what_torch_cannot_do_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def interrupt_second_cell() -> None:
     """Ctrl-C comes while the second cell is measured."""
-    briefly()
+    quick()
     cell_rows, done = Benchmark.rows, []
 
     def measured(self: Benchmark, cell: Cell) -> list[dict[str, object]]:
