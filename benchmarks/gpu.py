@@ -1,6 +1,9 @@
 """Time and memory of the execution strategies on a CUDA device, beside the static twins in the same run.
 
-    python -m benchmarks.gpu     writes benchmarks/results/gpu.csv and gpu_networks.csv; exits with 2 without a device
+    python -m benchmarks.gpu             writes benchmarks/results/gpu.csv and gpu_networks.csv
+    python -m benchmarks.gpu --quick     writes gpu_quick.csv, in at most eight minutes: see gpu_quick.py
+
+Both exit with 2 without a device.
 
 Layers have given coefficients and 8 experts, channels_last, no bias. The static twin is `F.conv2d` with one of the
 experts, in the faster of both memory formats; `error` is the largest difference of y from a f64 reference, relative to
@@ -24,7 +27,8 @@ import torch
 from torch import Tensor, nn
 
 import condconv
-from benchmarks.speed.subjects import OURS, STATIC, TIMM, TrainingStep, image_batch, raw_network, strategies_of
+from benchmarks.speed.subjects import OURS, STATIC, TIMM, image_batch, raw_network
+from condconv.benchmarking.networks import TrainingStep, strategies_of
 from condconv.execution import choose, execute, strategies, use_strategy
 from condconv.geometry import ConvGeometry
 from condconv.lowered import Mixture
@@ -63,13 +67,15 @@ class Shape:
         pad = self.kernel // 2
         return ConvGeometry((self.stride,) * 2, (pad, pad), (1, 1), self.in_channels if self.depthwise else 1)
 
-    def tensors(self, batch: int, dtype: torch.dtype) -> tuple[Tensor, Mixture]:
+    def tensors(
+        self, batch: int, dtype: torch.dtype, device: torch.device | str = DEVICE
+    ) -> tuple[Tensor, Mixture]:
         """Input and mixture, leaves that want gradients."""
         per_group = 1 if self.depthwise else self.in_channels
-        x = torch.randn(batch, self.in_channels, self.size, self.size, device=DEVICE, dtype=dtype)
-        experts = torch.randn(EXPERTS, self.out_channels, per_group, self.kernel, self.kernel, device=DEVICE)
+        x = torch.randn(batch, self.in_channels, self.size, self.size, device=device, dtype=dtype)
+        experts = torch.randn(EXPERTS, self.out_channels, per_group, self.kernel, self.kernel, device=device)
         experts = (experts / (per_group * self.kernel**2) ** 0.5).to(dtype)
-        coefficients = torch.rand(batch, EXPERTS, device=DEVICE, dtype=dtype)
+        coefficients = torch.rand(batch, EXPERTS, device=device, dtype=dtype)
         x = x.to(memory_format=torch.channels_last)
         return x.requires_grad_(), Mixture(coefficients.requires_grad_(), experts.requires_grad_(), None)
 
@@ -194,11 +200,16 @@ def main(words: Sequence[str] | None = None) -> int:
     """Measure and write; return the exit code."""
     parser = argparse.ArgumentParser("benchmarks.gpu", description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--out", type=Path, default=OUT, metavar="FOLDER", help="default: benchmarks/results")
+    parser.add_argument("--quick", action="store_true", help="what matters most, in at most eight minutes")
     given = parser.parse_args(words)
     if not torch.cuda.is_available():
-        print("benchmarks/gpu.py: no CUDA device was found; nothing was measured", file=sys.stderr)
+        print("benchmarks.gpu: no CUDA device was found; nothing was measured", file=sys.stderr)
         return 2
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    if given.quick:
+        from benchmarks import gpu_quick
+
+        return gpu_quick.main(given.out, torch.device(DEVICE, torch.cuda.current_device()))
     networks = [row for numbers in DTYPES for work in NETWORK_WORK for row in measure_network(numbers, *work)]
     write(given.out / "gpu_networks.csv", networks)
     layers: list[dict[str, object]] = []

@@ -34,6 +34,7 @@ from condconv.routers import (
     TemperatureSchedule,
     TopKGate,
 )
+from condconv.tuning import tune
 from condconv.variants import (
     CondConv1d,
     CondConv2d,
@@ -97,6 +98,7 @@ __all__ = [
     "revert",
     "save_pretrained",
     "static_twin",
+    "tune",
     "use_strategy",
 ]
 

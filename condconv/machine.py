@@ -1,4 +1,4 @@
-"""The processor that this runs on."""
+"""The processor that this runs on, and how much of it others take."""
 
 from __future__ import annotations
 
@@ -27,3 +27,23 @@ def _cpuinfo() -> dict[str, str]:
         return {}
     pairs = (line.partition(":") for line in first.splitlines())
     return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+class Steal:
+    """The share of the processors' time that the hypervisor gave to other guests, since this was made."""
+
+    def __init__(self) -> None:
+        self._before = ticks()
+
+    def percent(self) -> float:
+        """Percent of all time until now."""
+        passed = [now - before for now, before in zip(ticks(), self._before, strict=True)]
+        return 100 * passed[7] / sum(passed) if sum(passed) else 0.0
+
+
+def ticks() -> list[int]:
+    """Ticks that the processors spent since boot: user, nice, system, idle, iowait, irq, softirq, steal."""
+    try:
+        return [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    except OSError:
+        return [0] * 8

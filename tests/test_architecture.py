@@ -14,20 +14,20 @@ import condconv
 
 PACKAGE = Path(condconv.__file__).parent
 FLOORS = [
-    {"errors", "registry", "geometry", "machine"},
+    {"errors", "registry", "geometry", "machine", "timing"},
     {"lowered", "packed"},
     {"routers", "banks", "execution", "observation", "reuse"},
     {"layers"},
     {"variants"},
-    {"counting", "conversion"},
+    {"counting", "conversion", "tuning"},
     {"models", "detection"},
-    {"data", "training", "analysis", "inference", "deployment"},
+    {"data", "training", "analysis", "inference", "deployment", "benchmarking"},
     {"recipes", "cli"},
 ]
 FLOOR_OF = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 SIBLINGS = {"routers", "banks", "execution"}  # never import one another
 MAY_NEED = {
-    "timm": {"models", "detection", "data", "training", "cli"},
+    "timm": {"models", "detection", "data", "training", "benchmarking", "cli"},
     "torchvision": {"models", "detection", "data", "training", "cli"},
     "pytorch_lightning": {"training", "cli"},
 }

@@ -21,11 +21,11 @@ from benchmarks.speed.subjects import (
     OURS,
     STATIC,
     Subject,
-    TrainingStep,
     image_batch,
     inference_network,
     raw_network,
 )
+from condconv.benchmarking.networks import TrainingStep
 
 COLUMNS = ("cell", "model", "contender", "operator", "self_ms", "share_percent", "calls", *MACHINE)
 SHOWN = 8

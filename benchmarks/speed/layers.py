@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import condconv
-from benchmarks.speed.harness import Call, Timing, measure
 from benchmarks.speed.planner_table import STRATEGIES
 from benchmarks.speed.results import LIMITS, MACHINE, TIMING, arguments, run_cells, timing_columns
 from benchmarks.speed.roofline import Roofline
 from condconv.execution import AUTO, watch_execution
+from condconv.timing import Call, Timing, measure
 
 COLUMNS = (
     "cell", "group", "kernel_size", "in_channels", "out_channels", "size", "batch", "groups", "experts", "active",

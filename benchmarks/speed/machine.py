@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import datetime
 import functools
 import os
 import subprocess
 import time
 from pathlib import Path
 
-import torch
-
-from condconv.cli.doctor import version
-from condconv.machine import processor
+from condconv.benchmarking.rows import measured_on
+from condconv.machine import Steal, ticks
 
 ROOT = Path(__file__).resolve().parents[2]
 NOISY_PERCENT = 10.0
@@ -37,27 +34,7 @@ def _git(*words: str) -> str:
 
 def description() -> dict[str, object]:
     """The columns that every row has: machine, versions, date and commit."""
-    return {
-        "machine": processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "timm": version("timm") or "",
-        "date": datetime.date.today().isoformat(),
-        "commit": commit(),
-    }
-
-
-class Steal:
-    """The share of the processors' time that the hypervisor gave to other guests, since this was made."""
-
-    def __init__(self) -> None:
-        self._before = _ticks()
-
-    def percent(self) -> float:
-        """Percent of all time until now."""
-        passed = [now - before for now, before in zip(_ticks(), self._before, strict=True)]
-        return 100 * passed[7] / sum(passed) if sum(passed) else 0.0
+    return {**measured_on(), "commit": commit()}
 
 
 class Quiet:
@@ -68,9 +45,9 @@ class Quiet:
     """
 
     def __init__(self, seconds: float = 2.0) -> None:
-        before = _ticks()
+        before = ticks()
         time.sleep(seconds)
-        after = _ticks()
+        after = ticks()
         total = sum(after) - sum(before)
         idle = sum(after[3:5]) - sum(before[3:5])  # idle, and waiting for a disk
         self.busy_percent = 100 * (1 - idle / total) if seconds and total else 0.0
@@ -86,11 +63,3 @@ class Quiet:
             "busy_percent": f"{self.busy_percent:.1f}",
             "steal_percent": f"{steal:.1f}",
         }
-
-
-def _ticks() -> list[int]:
-    """Ticks that the processors spent since boot: user, nice, system, idle, iowait, irq, softirq, steal."""
-    try:
-        return [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-    except OSError:
-        return [0] * 8

@@ -19,8 +19,6 @@ import torch
 import torch._inductor.config
 from torch import nn
 
-from benchmarks.speed import memory
-from benchmarks.speed.harness import Call, measure
 from benchmarks.speed.results import LIMITS, MACHINE, TIMING, arguments, run_cells, timing_columns
 from benchmarks.speed.roofline import Roofline
 from benchmarks.speed.subjects import (
@@ -32,9 +30,11 @@ from benchmarks.speed.subjects import (
     Work,
     image_batch,
     inference_network,
-    strategies_of,
     timm_name,
 )
+from condconv.benchmarking import memory
+from condconv.benchmarking.networks import strategies_of
+from condconv.timing import Call, measure
 
 COLUMNS = (
     "cell", "model", "mode", "batch", "size", "contender", "storage", "rest", "strategy", *TIMING, *LIMITS,
@@ -108,7 +108,8 @@ def rows(cell: Cell, given: argparse.Namespace, roofline: Roofline) -> Iterator[
         limit = roofline.ms(cell.batch * macs, read, dtype)
         static_limit = roofline.ms(cell.batch * static_macs, static_work.weight_bytes(static), dtype)
         weighed = subject in WITH_MEMORY and cell.mode == EAGER and cell.batch in MEMORY_BATCHES and not given.quick
-        used = memory.measure("inference", subject, given.model, cell.batch, cell.size) if weighed else {}
+        images = image_batch(cell.batch, cell.size, subject.rest)
+        used = memory.measure(inference_network(subject, given.model), images) if weighed else {}
         yield {
             "cell": cell.name, "model": given.model, "mode": cell.mode, "batch": cell.batch, "size": cell.size,
             "contender": subject.kind, "storage": subject.experts if subject.kind == OURS else "",

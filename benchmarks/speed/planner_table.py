@@ -24,7 +24,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.speed.harness import quantile
 from benchmarks.speed.machine import ROOT, Quiet
 from benchmarks.speed.results import SLOWEST, arguments, read, table
 from condconv.execution import execute, measured, strategies
@@ -32,6 +31,7 @@ from condconv.execution.measured import maker
 from condconv.geometry import ConvGeometry
 from condconv.lowered import Mixture
 from condconv.machine import processor
+from condconv.timing import quantile
 
 TABLE = ROOT / "condconv" / "execution" / "measured.csv"
 STRATEGIES = [name for name in strategies if name not in ("reference", "triton")]

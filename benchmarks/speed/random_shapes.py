@@ -23,13 +23,13 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.speed.harness import Call, Spread, Timing, measure
 from benchmarks.speed.machine import ROOT, Quiet, description
 from benchmarks.speed.planner_table import LAYOUTS, STRATEGIES
 from benchmarks.speed.results import MACHINE, SLOWEST, arguments, table, wanted
 from condconv.execution import AUTO, choose, execute, strategies
 from condconv.geometry import ConvGeometry
 from condconv.lowered import Mixture
+from condconv.timing import Call, Spread, Timing, measure
 
 AVX2 = {
     "CONDCONV_ISA": "avx2",

@@ -13,9 +13,9 @@ from typing import Protocol, TypeVar
 
 import torch
 
-from benchmarks.speed.harness import Timing
 from benchmarks.speed.machine import ROOT, Quiet, description
 from benchmarks.speed.roofline import Roofline
+from condconv.timing import Timing
 
 RESULTS = ROOT / "benchmarks" / "results"
 QUICK_RESULTS = ROOT / "build" / "bench"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import timm
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 
 import condconv
 from condconv.banks import DenseBank
-from condconv.execution import watch_execution
 from condconv.models.specs import SPECS
 
 OURS, STATIC, TIMM = "ours", "static", "timm"
@@ -62,29 +60,6 @@ def inference_network(subject: Subject, model: str) -> nn.Module:
 def image_batch(batch: int, size: int, rest: str = "f32") -> Tensor:
     """Random images (B, 3, size, size)."""
     return torch.randn(batch, 3, size, size, dtype=DTYPES[rest]).contiguous(memory_format=CHANNELS_LAST)
-
-
-class TrainingStep:
-    """A step of training: forward, loss, backward, and SGD with momentum; for random labels."""
-
-    def __init__(self, network: nn.Module, x: Tensor) -> None:
-        self.network = network.train().to(memory_format=CHANNELS_LAST)
-        self.optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
-        self.x, self.labels = x, torch.arange(x.shape[0], device=x.device) % 10
-
-    def __call__(self) -> None:
-        """Take one step."""
-        self.optimizer.zero_grad()
-        nn.functional.cross_entropy(self.network(self.x), self.labels).backward()
-        self.optimizer.step()
-
-
-def strategies_of(call: Callable[[], object]) -> str:
-    """The strategies that run in a call, most frequent first, separated by spaces."""
-    ran: list[str] = []
-    with watch_execution(lambda strategy, *_: ran.append(strategy)):
-        call()
-    return " ".join(sorted(set(ran), key=lambda name: -ran.count(name)))
 
 
 @dataclass(frozen=True)

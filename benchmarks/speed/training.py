@@ -13,22 +13,20 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from benchmarks.speed import memory
-from benchmarks.speed.harness import measure
 from benchmarks.speed.results import LIMITS, MACHINE, TIMING, arguments, run_cells, timing_columns
 from benchmarks.speed.roofline import Roofline
 from benchmarks.speed.subjects import (
     OURS,
     STATIC,
     TIMM,
-    Subject,
-    TrainingStep,
     Work,
     image_batch,
     raw_network,
-    strategies_of,
     timm_name,
 )
+from condconv.benchmarking import memory
+from condconv.benchmarking.networks import TrainingStep, strategies_of
+from condconv.timing import measure
 
 COLUMNS = (
     "cell", "model", "batch", "size", "contender", "strategy", *TIMING, *LIMITS, *memory.MEMORY, *MACHINE
@@ -74,7 +72,7 @@ def rows(cell: Cell, given: argparse.Namespace, roofline: Roofline) -> Iterator[
         work = Work.of(given.model, kind, cell.size)
         limit = limit_ms(work, cell.batch, roofline)
         read = 4 * (work.static_weights + work.expert_weights)
-        used = {} if given.quick else memory.measure("training", Subject(kind), given.model, cell.batch, cell.size)
+        used = {} if given.quick else memory.measure(raw_network(kind, given.model), x, training=True)
         ratio = (3 * work.convolution + 4 * work.mixing) / (3 * static_work.convolution)
         yield {
             "cell": cell.name, "model": given.model, "batch": cell.batch, "size": cell.size, "contender": kind,

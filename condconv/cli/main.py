@@ -24,6 +24,7 @@ VERBS = {
     "models": "list the networks",
     "convert": "plan a conversion, print it, and carry it out",
     "count": "count multiply-adds and parameters",
+    "benchmark": "time and memory beside the static twin and timm",
     "analyze": "report what the experts do",
     "doctor": "say what is installed and what this machine can run",
 }

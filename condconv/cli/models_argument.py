@@ -14,9 +14,9 @@ from condconv.errors import ArgumentError, argument_error
 _SIZE = re.compile(r"\d+(x\d+)*")
 
 
-def add_model(parser: Parser) -> None:
-    """Add the arguments that name a network and its input."""
-    parser.add_argument("model", type=str, help="a zoo or timm name, or a folder written by save_pretrained")
+def add_model(parser: Parser, kinds: str = "a zoo or timm name, or a folder written by save_pretrained") -> None:
+    """Add the arguments that name a network and its input; `kinds` says what may be named."""
+    parser.add_argument("model", type=str, help=kinds)
     parser.add_argument(
         "--input-size", type=str, default=None, metavar="CxHxW", help="the network's own where left out"
     )

@@ -1,12 +1,12 @@
-"""What `eval`, `predict` and `analyze` share: a trained network named on the command line."""
+"""What `eval`, `predict`, `analyze` and `benchmark` share: a trained network named on the command line."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from condconv.cli.models_argument import load_model
+from condconv.cli.models_argument import input_size, load_model
 from condconv.cli.parser import Parser
 from condconv.errors import ArgumentError, CheckpointError, argument_error
 from condconv.registry import unknown_name_message
@@ -111,6 +111,32 @@ def load_for_images(model: str, network: str | None, images: ImageSet, pretraine
     return loaded, Source(
         path.name, images, images, classes, channels, (height, width), native=False, flip=False, mean=mean, std=std
     )
+
+
+def load_alone(model: str, network: str | None, **arguments: Any) -> tuple[nn.Module, tuple[int, ...], str]:
+    """Return a network without data, the size (C, H, W) of its images, and a title.
+
+    Args:
+        model: as on the command line.
+        network: of a run, or None for the first that it has.
+        **arguments: of `create_model`, for a name.
+
+    Raises:
+        CondConvError: no such network.
+    """
+    import torch
+
+    from condconv.data import TensorImages
+    from condconv.training.trained import stored_source, trained_model
+
+    path = Path(model).expanduser()
+    if not is_run(model):
+        loaded = load_model(model, **arguments)
+        return loaded, input_size(None, loaded), path.name
+    name = chosen_network(model, network)
+    none = TensorImages(torch.empty(0), torch.empty(0, dtype=torch.int64), model)
+    source = stored_source(path, name, none)
+    return trained_model(path, name, source), (source.channels, *source.image_size), f"{path.name}, {name}"
 
 
 def load_named(name: str, source: Source, pretrained: bool) -> tuple[nn.Module, Source]:

@@ -1,5 +1,6 @@
 """Execution strategies: how to convolve each example with its own kernel. They know no router, no bank, no paper."""
 
+from condconv.execution.pins import Pins, Question, machine_of, pinned, question, tensors
 from condconv.execution.planner import (
     AUTO,
     Strategy,
@@ -14,12 +15,18 @@ from condconv.execution.planner import (
 
 __all__ = [
     "AUTO",
+    "Pins",
+    "Question",
     "Strategy",
     "check_strategy",
     "choose",
     "execute",
     "executed_macs",
+    "machine_of",
+    "pinned",
+    "question",
     "strategies",
+    "tensors",
     "use_strategy",
     "watch_execution",
 ]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from condconv.banks import DenseBank, PackedBank
 from condconv.errors import RoutingError, ShapeError, argument_error
-from condconv.execution import AUTO, check_strategy, choose, execute
+from condconv.execution import AUTO, Pins, check_strategy, choose, execute, pinned
 from condconv.geometry import ConvGeometry
 from condconv.lowered import Mixture, Packed
 from condconv.observation import observe
@@ -70,6 +70,7 @@ class ConditionalLayer(nn.Module):
             raise argument_error(self._where(), "num_experts", n, "must be at least 1", "pass a positive integer")
         self.num_experts = n
         self.strategy = check_strategy(strategy)
+        self.pins: Pins = {}  # What `condconv.tune` measured; heeded where strategy is "auto".
         self.path = ""
         self.scope = None
         self._last_strategy: str | None = None
@@ -122,9 +123,11 @@ class ConditionalLayer(nn.Module):
         """X (B, I, *space), already padded → y (B, O, *space); remembers which strategy ran."""
         if isinstance(x, torch.fx.Proxy):
             return _planned(x, lowered, geometry, self.strategy, self._where())
-        kernels = reuse(self, lowered, x)
-        strategy = choose(x, kernels, geometry, self.strategy, self._where())
-        if not torch.compiler.is_compiling() and strategy != self._last_strategy:  # An nn.Module sets them slowly.
+        kernels, asked, compiling = reuse(self, lowered, x), self.strategy, torch.compiler.is_compiling()
+        if not compiling and self.pins and asked == AUTO:  # Compiled code is another matter: it is planned.
+            asked = pinned(self.pins, x, kernels)
+        strategy = choose(x, kernels, geometry, asked, self._where())
+        if not compiling and strategy != self._last_strategy:  # An nn.Module sets them slowly.
             self._last_strategy = strategy
         return execute(x, kernels, geometry, strategy)
 

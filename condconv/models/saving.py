@@ -27,6 +27,7 @@ from condconv.models.loading import load_strictly, read_safetensors
 from condconv.models.records import conversion_record
 from condconv.models.specs import SPECS
 from condconv.models.zoo import create_model
+from condconv.tuning import pin_records, restore_pins
 
 FORMAT_VERSION = 1
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -43,6 +44,8 @@ def save_pretrained(
     license: str = "",
 ) -> Path:
     """Write a network of `create_model` to a folder, from which `from_pretrained` makes it again.
+
+    What `condconv.tune` pinned is written too, with the name of the machine.
 
     Args:
         model: a network of `create_model`, conditional or static, or one that was converted afterwards.
@@ -82,6 +85,8 @@ def save_pretrained(
 def from_pretrained(folder: str | Path) -> nn.Module:
     """Make the network that `save_pretrained` wrote, in eval mode and on the CPU.
 
+    What was tuned on another machine is left out, with a warning that names both.
+
     Args:
         folder: a folder, or a repository ``owner/name`` on the Hugging Face hub, which is downloaded.
 
@@ -96,8 +101,10 @@ def from_pretrained(folder: str | Path) -> nn.Module:
         raise CheckpointError(
             f"{folder}: no such folder; expected one with {CONFIG} and {WEIGHTS}, or a hub id owner/name"
         )
-    model = _build(read_config(path), str(path / CONFIG))
+    config = read_config(path)
+    model = _build(config, str(path / CONFIG))
     load_strictly(model, read_safetensors(path / WEIGHTS), str(path / WEIGHTS))
+    restore_pins(model, config.get("tuned") or {}, str(path / CONFIG))
     return model.eval()
 
 
@@ -145,6 +152,7 @@ def _config(model: nn.Module, origin: Origin) -> dict[str, Any]:
         "name": origin.name,
         "arguments": arguments,
         "conversion": conversion_record(model) if converted else None,
+        **({"tuned": tuned} if (tuned := pin_records(model)) else {}),
     }
 
 

@@ -119,6 +119,7 @@ class TrainConfig:
     precision: str = setting("32", ", ".join(PRECISIONS), tuple(PRECISIONS))
     channels_last: bool = setting(False, "keep images and kernels in NHWC order")
     compile: bool = setting(False, "compile the training pass with torch.compile")
+    tune: bool = setting(False, "measure first which strategy trains each conditional layer fastest, and use that one")
     activation_checkpointing: bool = setting(False, "save memory: compute each block's activations twice")
 
     # What it leaves.
@@ -137,7 +138,9 @@ class TrainConfig:
         if self.upcycle_from is not None and self.expert_init_scale != 1:
             rule = "does not go with --upcycle-from, whose experts begin as the static kernels"
             raise argument_error("train", "expert_init_scale", self.expert_init_scale, rule, "leave one of them out")
-
+        if self.tune and (self.compile or self.variant == NO_VARIANT):
+            why = "--compile, which plans itself" if self.compile else "--variant none, which has no conditional layer"
+            raise argument_error("train", "tune", True, f"does not go with {why}", "leave one of them out")
         if self.compile and self.activation_checkpointing:
             rule = "does not go with --compile, which decides itself what is computed twice"
             raise argument_error("train", "activation_checkpointing", True, rule, "leave one of them out")

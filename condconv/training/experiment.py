@@ -35,6 +35,7 @@ from condconv.training.report import NetworkResult, save_weights, write_report
 from condconv.training.routing import conditional_layers
 from condconv.training.routing_report import RoutingImages, routing_report
 from condconv.training.run_folder import RunFolder
+from condconv.training.tuned import TuneOnce
 
 # These change nothing about the results, so a checkpoint may be resumed with others.
 FREE_TO_CHANGE = frozenset({"name", "out", "workers", "device", "report", "tensorboard"})
@@ -159,6 +160,10 @@ class Experiment:
             images = folder.path / "tensorboard" / spec.name
             # First, so that its time counts as part of the epoch's and not of the next one's training.
             callbacks.insert(0, RoutingImages(self.source, images, self.config.tensorboard))
+        if self.config.tune and conditional_layers(network):
+            shape = (self.batch_size, self.source.channels, *self.source.image_size)
+            # First, so that its time is not the first epoch's.
+            callbacks.insert(0, TuneOnce(shape, self.stop, lambda found: self.console.table(str(found))))
         path, identity = folder.checkpoint(spec.name), self._identity(spec)
         callbacks.append(CheckpointKeeper(path, identity, self.stop))
         resuming = path.exists()

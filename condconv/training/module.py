@@ -62,7 +62,7 @@ class ClassificationModule(pl.LightningModule):
         self.config = config
         if config.activation_checkpointing:
             recompute_activations(network)
-        self.network = network.to(memory_format=self._memory_format)
+        self.network = network.to(memory_format=self.memory_format)
         # No child: compiled code is another way to run the same network, which is watched and saved uncompiled.
         self._run: Callable[[Tensor], Tensor]
         object.__setattr__(self, "_run", torch.compile(network) if config.compile else network)
@@ -83,7 +83,8 @@ class ClassificationModule(pl.LightningModule):
         self._restored: dict[str, Any] | None = None
 
     @property
-    def _memory_format(self) -> torch.memory_format:
+    def memory_format(self) -> torch.memory_format:
+        """Of images and kernels."""
         return torch.channels_last if self.config.channels_last else torch.contiguous_format
 
     @property
@@ -119,7 +120,7 @@ class ClassificationModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
         images, labels, _, _, *mixed = batch
-        logits = self._watched(images.to(memory_format=self._memory_format), batch_idx)
+        logits = self._watched(images.to(memory_format=self.memory_format), batch_idx)
         loss = self._loss(logits, labels, *mixed)
         self.train_loss.update(loss.detach(), len(labels))
         self.train_accuracy.update((logits.detach().argmax(dim=1) == labels).float())
@@ -190,7 +191,7 @@ class ClassificationModule(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss, accuracy and routing of one batch; places labelled `IGNORED` don't count."""
         images, labels, *_ = batch
-        images = images.to(memory_format=self._memory_format)
+        images = images.to(memory_format=self.memory_format)
         if self.routing is None:
             logits = self.result(images)
         else:

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.speed import hotspots, layers, memory, networks, planner_table, random_shapes, training
-from benchmarks.speed.harness import Spread, Timing, measure
+from benchmarks.speed import hotspots, layers, networks, planner_table, random_shapes, training
 from benchmarks.speed.results import Line, read, table
 from benchmarks.speed.roofline import Roofline, size_class
 from benchmarks.speed.subjects import OURS, STATIC, Work
+from condconv.benchmarking.memory import MEMORY
 from condconv.execution import execute, measured, strategies
 
 SMALL = "condconv_mobilenetv1_025"
@@ -37,30 +37,6 @@ def run(tmp_path: Path) -> Run:
 def filled(lines: list[Line], *but: str) -> bool:
     """Whether all columns have values, except for some."""
     return all(value or name in but for line in lines for name, value in line.items())
-
-
-def test_ratios_are_those_of_each_turn() -> None:
-    ours, static = Timing(((2.0, 4.0, 3.0), (8.0,))), Timing(((1.0, 1.5, 2.0), (2.0,), (5.0,)))
-    assert ours.over(static) == Spread(3.0, 2.2, 3.8)
-    assert ours.ms.median == 3.5 and ours.calls == 4
-
-
-def test_contenders_take_turns_and_a_hopeless_one_stops_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, order = [0.0], []
-    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
-
-    def takes(name: str, seconds: float) -> Callable[[], None]:
-        def call() -> None:
-            order.append(name)
-            clock[0] += seconds
-
-        return call
-
-    found = measure({"a": takes("a", 0.5), "b": takes("b", 1.0), "slow": takes("slow", 4.0)}, burst_s=1.0)
-    assert {name: timing.calls for name, timing in found.items()} == {"a": 18, "b": 9, "slow": 2}
-    assert found["b"].over(found["a"]) == Spread(2.0, 2.0, 2.0)
-    assert found["slow"].over(found["a"]).median == 8.0
-    assert "".join(order).endswith("aabbaaaab")  # who begins changes from turn to turn
 
 
 def test_a_file_of_results_is_complete_or_as_it_was(tmp_path: Path) -> None:
@@ -113,7 +89,7 @@ def test_layers_writes_every_contender(run: Run) -> None:
 
 def test_networks_compares_twins_of_the_same_precision(run: Run) -> None:
     lines = run(networks, "--model", SMALL)
-    assert filled(lines, "storage", "strategy", "commit", *memory.MEMORY)
+    assert filled(lines, "storage", "strategy", "commit", *MEMORY)
     assert {(line["contender"], line["rest"]) for line in lines if line["ratio"] == "1.000"} >= {
         (STATIC, "f32"), (STATIC, "bf16"),
     }  # fmt: skip
@@ -124,7 +100,7 @@ def test_networks_compares_twins_of_the_same_precision(run: Run) -> None:
 def test_training_and_hotspots_write_both_twins(run: Run, tmp_path: Path) -> None:
     lines = run(training, "--model", SMALL)
     assert [line["contender"] for line in lines] == [STATIC, OURS]
-    assert filled(lines, "strategy", "commit", *memory.MEMORY)
+    assert filled(lines, "strategy", "commit", *MEMORY)
     assert float(lines[1]["macs_ratio"]) > 1
     (tmp_path / f"training-{SMALL}.csv").unlink()
     lines = run(hotspots, "--model", SMALL)
@@ -195,26 +171,3 @@ def test_random_shapes_compares_with_the_reference(run: Run, monkeypatch: pytest
 def test_shapes_held_to_avx2_run_in_a_process_of_their_own() -> None:
     (found,) = random_shapes.held_to_avx2(random_shapes.QUICK[:1], quick=True)
     assert found["cell"] == random_shapes.QUICK[0].name
-
-
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
-def test_memory_counts_what_is_allocated_outside_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    held = []
-
-    def step(self: object) -> None:
-        held.append(bytearray(b"x" * 50_000_000))
-        held.pop()
-
-    small = {"experts": "f32", "rest": "f32", "model": SMALL, "batch": 2, "size": 32, "threads": 1}
-    before = memory.use_memory("training", STATIC, **small)
-    monkeypatch.setattr("benchmarks.speed.subjects.TrainingStep.__call__", step)
-    after = memory.use_memory("training", STATIC, **small)
-    assert after["working_mb"] > before["working_mb"] + 20
-    assert before["weights_mb"] > after["weights_mb"] > 0  # no step, no gradients and no momentum
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
-def test_memory_is_measured_in_processes_of_their_own() -> None:
-    found = memory.measure("inference", networks.Subject(OURS), SMALL, 1, 32)
-    assert float(str(found["weights_mb"])) > 1

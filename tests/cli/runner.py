@@ -39,8 +39,12 @@ def prepared(prepare: Sequence[Prepare], arguments: Sequence[str]) -> int:
 
 
 def quick(patch: pytest.MonkeyPatch | None = None) -> None:
-    """Leave out the pictures and measure the latency once: both have tests of their own."""
+    """Leave out the pictures, and what is timed or weighed in them, or do it once: they have tests of their own."""
     patch = patch or pytest.MonkeyPatch()
+    patch.setattr("condconv.tuning.measuring.TURNS", 2)
+    patch.setattr("condconv.tuning.measuring.BURST_S", 0.0)
+    patch.setattr("condconv.benchmarking.rows.BURST_S", 0.0)
+    patch.setattr("condconv.benchmarking.memory.measure", lambda *_: {"total_mb": "1.5"})
     patch.setattr("condconv.training.evaluation._LATENCY_PASSES", 1)
     patch.setattr("condconv.training.figures._png", lambda figure: b"")
     patch.setattr("condconv.analysis.report.to_svg", lambda drawn: "<svg></svg>")

@@ -39,6 +39,8 @@ def test_a_file_wins_over_a_recipe_and_a_flag_over_both(capsys: pytest.CaptureFi
     [
         (("train", "--recipe", "fashion_mnist_dynamik", "--data", "x"), "did you mean 'fashion_mnist_dynamic'"),
         (("train", "--resume", "--fast-dev-run"), "--fast-dev-run: a resumed run keeps its settings"),
+        (("train", "--data", "digits", "--tune", "--compile"), "tune=True does not go with --compile"),
+        (("train", "--data", "digits", "--tune", "--variant", "none"), "which has no conditional layer"),
         (("train", "--data", "digits", "--num-classes", "1000"), "10 classes, and the classifier is to have 1000"),
         (("lr-find", "--data", "digits", "--lowest", "2", "--highest", "1"), "lowest=2.0 must be above 0 and below"),
         (("lr-find", "--data", "digits", "--steps", "1"), "steps=1 must be at least 10"),

@@ -1,0 +1,1 @@
+"""How fast a conditional network is, and what memory it takes, beside its static twin and timm's implementation."""

@@ -1,0 +1,82 @@
+"""Pins: which strategy was measured to be the fastest, for one kind of input on one machine.
+
+A pin answers the question that it was measured for and no other, so that it can neither slow down nor break what it
+knows nothing of: another batch, another type, training where inference was tuned, another machine. There the planner
+answers.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from condconv.execution.native import instruction_set
+from condconv.execution.planner import AUTO
+from condconv.lowered import Lowered
+from condconv.machine import processor
+
+
+class Question(NamedTuple):
+    """What a strategy's time depends on, beyond the layer itself."""
+
+    machine: str
+    """See `machine_of`."""
+    input_shape: tuple[int, ...]
+    """(B, I, *space), padding by the layer itself included."""
+    channels_last: bool
+    dtype: torch.dtype
+    """Of the input."""
+    autocast: torch.dtype | None
+    """What autocast casts to, or None outside of it."""
+    form: str
+    """Mixture, Packed or Kernels."""
+    training: bool
+    """Whether a gradient will be asked for."""
+    threads: int
+    """Of torch; 0 where the work is not the CPU's."""
+
+
+Pins = Mapping[Question, str]
+"""Question → name of a strategy."""
+
+
+def question(x: Tensor, lowered: Lowered) -> Question:
+    """The question that x (B, I, *space) and what its layer lowered put to the planner now."""
+    device = x.device
+    return Question(
+        machine_of(device),
+        x.shape,
+        x.stride(1) == 1,
+        x.dtype,
+        torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None,
+        type(lowered).__name__,
+        torch.is_grad_enabled() and (x.requires_grad or any(part.requires_grad for part in tensors(lowered))),
+        torch.get_num_threads() if device.type == "cpu" else 0,
+    )
+
+
+def tensors(lowered: Lowered) -> list[Tensor]:
+    """The tensors among the parts of a lowered form."""
+    return [part for part in lowered if isinstance(part, Tensor)]
+
+
+def pinned(pins: Pins, x: Tensor, lowered: Lowered) -> str:
+    """The strategy that is pinned for such an input; "auto" where none is.
+
+    Also "auto" inside a transform of `torch.func`, which not every strategy can serve.
+    """
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return AUTO
+    return pins.get(question(x, lowered), AUTO)
+
+
+@functools.cache
+def machine_of(device: torch.device) -> str:
+    """The name of what computes there: the processor and the native operator's instruction set, or the GPU."""
+    if device.type == "cpu":
+        return f"{processor()}, {instruction_set()}"
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
