@@ -1,13 +1,13 @@
-"""The planner's table: the time of every strategy on many shapes, in both memory layouts (CPU).
+"""The planner's table: the time of every strategy on many shapes, in both memory layouts, on a CPU.
 
-    python -m benchmarks.speed.planner_table             writes condconv/execution/measured.csv, about ten minutes
-    python -m benchmarks.speed.planner_table --check     writes benchmarks/results/planner_check.csv, in seconds
+    python -m benchmarks.speed.planner_table             writes benchmarks/results/planner.csv, about half an hour
+    python -m benchmarks.speed.planner_fit               fits it: writes condconv/execution/fitted.csv, in seconds
 
 Shapes are drawn from a fixed seed: sizes as often small as large, channels that are multiples of nothing, stride 2,
-2 to 16 experts, one thread to twice as many as there are cores. Forward of the training form (experts in their natural
-layout), without gradients. An empty time belongs to a strategy that cannot serve the shape, or to one whose first calls
-were hopelessly slow. What was measured on processors of other makers is kept. Whether such a table tells of shapes that
-are not in it is checked by leaving out one cell after the other, and choosing its strategy by the others.
+2 to 16 experts, one thread to as many as there are cores. The training form (experts in their natural layout), forward
+alone without gradients, and forward and backward with all of them. An empty time belongs to a strategy that cannot serve
+the shape, or to one whose first calls were hopelessly slow. Each instruction set is measured in a process of its own,
+in which torch's libraries are held to it too. Rows of an instruction set that this CPU does not have stay as they are.
 """
 
 from __future__ import annotations
@@ -18,41 +18,41 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
 
 import torch
-from torch import Tensor
 
-from benchmarks.speed.machine import ROOT, Quiet
-from benchmarks.speed.results import SLOWEST, arguments, read, table
-from condconv.execution import execute, measured, strategies
-from condconv.execution.measured import maker
+from benchmarks.speed.instructions import answer, available, held_to, task_of
+from benchmarks.speed.machine import Quiet
+from benchmarks.speed.results import RESULTS, arguments, read, table
+from condconv.execution import execute, strategies
 from condconv.geometry import ConvGeometry
 from condconv.lowered import Mixture
 from condconv.machine import processor
-from condconv.timing import quantile
 
-TABLE = ROOT / "condconv" / "execution" / "measured.csv"
+TABLE = RESULTS / "planner.csv"
 STRATEGIES = [name for name in strategies if name not in ("reference", "triton")]
 """Those that run on the CPU; the reference defines the meaning, and nobody runs it to be fast."""
+PLANNED = [name for name in reversed(STRATEGIES) if name != "mixture_of_experts"]
+"""Those that the planner chooses among: a convolution for each expert pays where there is one, and that needs no table."""
 COLUMNS = (
-    "kind", "batch", "positions", "in_channels", "out_channels", "groups", "taps", "stride", "experts", "layout",
-    "threads", *(f"{name}_ms" for name in STRATEGIES), "machine", "torch",
+    "instructions", "work", "kind", "batch", "positions", "in_channels", "out_channels", "groups", "taps", "stride",
+    "experts", "layout", "threads", *(f"{name}_ms" for name in PLANNED), "machine", "torch",
 )  # fmt: skip
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-THREADS = (1, 2, 4)
+WORK = ("forward", "training")
+THREADS = (1, 1, 2)
 KINDS = {"pointwise": 1024, "dense": 400, "depthwise": 1280, "grouped": 128}
 """Kinds of convolutions, and the most channels that are drawn: of a group, if they are grouped."""
 GROUPS = (2, 3, 4, 8)
-SHAPES, SEED = 450, 1
+SHAPES, SEED = 100, 1
 """Shapes of each kind."""
-EXPERTS = (2, 4, 8, 16)
+EXPERTS = (2, 4, 8, 8, 16)
 
-MOST_MACS = 6e8
+MOST_MACS = 1.5e8
 """Larger cells are left out: they cost minutes, and the nearest smaller one tells as much."""
-HOPELESS = 4
-"""A strategy is not measured again when its second call takes that many times as long as the fastest's."""
+HOPELESS, LOST = 4, 12
+"""A strategy is not measured again when its second call takes so many times as long as the fastest's, or its first."""
 TURNS = 3
 """Strategies take turns: in each one, a call that fills the caches and as many as fit into `TURN_S` seconds."""
 TURN_S, MOST_CALLS = 0.01, 5
@@ -126,18 +126,31 @@ def _size(draw: random.Random, low: int, high: int) -> int:
 QUICK = (Cell("pointwise", 2, 3, 3, 16, 8, 1, 2, 1, 4, 1), Cell("depthwise", 2, 3, 4, 16, 16, 3, 1, 16, 8, 1))
 
 
-def times_ms(cell: Cell, layout: str) -> dict[str, float | None]:
+def times_ms(cell: Cell, layout: str, work: str) -> dict[str, float | None]:
     """The time of each strategy, in milliseconds."""
     x = torch.randn(cell.batch, cell.in_channels, cell.height, cell.width).contiguous(memory_format=LAYOUTS[layout])
     kernel = (cell.out_channels, cell.in_channels // cell.groups, cell.kernel, cell.kernel)
     mixture = Mixture(torch.rand(cell.batch, cell.experts), torch.randn(cell.experts, *kernel), None)
     geometry = cell.geometry
+    leaves = (x, mixture.coefficients, mixture.experts)
+    size = (cell.batch, cell.out_channels, *geometry.output_size(x.shape[2:], kernel[2:]))
+    grad = torch.randn(size).contiguous(memory_format=LAYOUTS[layout])
+    for leaf in leaves:
+        leaf.requires_grad_(work == "training")
 
-    def call(strategy: str) -> Callable[[], Tensor]:
-        return lambda: execute(x, mixture, geometry, strategy)
+    def call(strategy: str) -> Callable[[], object]:
+        def run() -> object:
+            y = execute(x, mixture, geometry, strategy)
+            return torch.autograd.grad(y, leaves, grad) if work == "training" else y
 
-    able = [name for name in STRATEGIES if strategies[name].supports(mixture, geometry) is None]
-    found = {name: [_seconds(call(name)), _seconds(call(name))][1:] for name in able}
+        return run
+
+    found: dict[str, list[float]] = {}
+    for name in PLANNED:
+        if strategies[name].supports(mixture, geometry) is None:
+            first = _seconds(call(name))
+            lost = found and first > LOST * min(times[0] for times in found.values())
+            found[name] = [first if lost else _seconds(call(name))]
     fastest = min(times[0] for times in found.values())
     worth = {name: times[0] for name, times in found.items() if times[0] < HOPELESS * fastest}
     for turn in range(TURNS):
@@ -145,7 +158,7 @@ def times_ms(cell: Cell, layout: str) -> dict[str, float | None]:
             call(name)()
             number = max(1, min(MOST_CALLS, round(TURN_S / once)))
             found[name] = found[name] * (turn > 0) + [_seconds(call(name)) for _ in range(number)]
-    return {name: 1e3 * statistics.median(found[name]) if name in found else None for name in STRATEGIES}
+    return {name: 1e3 * statistics.median(found[name]) if name in found else None for name in PLANNED}
 
 
 def _seconds(call: Callable[[], object]) -> float:
@@ -154,76 +167,45 @@ def _seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def rows(cell: Cell) -> Iterator[dict[str, object]]:
-    """Measure one shape in every layout."""
+def rows(cell: Cell, instructions: str) -> Iterator[dict[str, object]]:
+    """Measure one shape in every layout, forward and in training."""
     torch.set_num_threads(cell.threads)
     for layout in LAYOUTS:
-        times = times_ms(cell, layout)
-        yield {
-            "kind": cell.kind, "batch": cell.batch, "positions": cell.positions, "in_channels": cell.in_channels,
-            "out_channels": cell.out_channels, "groups": cell.groups if cell.kind == "grouped" else 1,
-            "taps": cell.kernel**2, "stride": cell.stride, "experts": cell.experts, "layout": layout,
-            "threads": cell.threads, "machine": processor(), "torch": torch.__version__,
-            **{f"{name}_ms": "" if ms is None else f"{ms:.4g}" for name, ms in times.items()},
-        }  # fmt: skip
-
-
-CHECKED = ("maker", "kind", "layout", "cells", "exceed", "mean", "p90", "worst")
-
-
-def check() -> Iterator[dict[str, object]]:
-    """How many times as slow as the fastest strategy the choice is for cells that are left out, by what is measured.
-
-    `exceed` counts those of more than `SLOWEST`, `mean` is geometric; the table's bound is that of `measured.HOPELESS`.
-    """
-    for who in dict.fromkeys(maker(line["machine"]) for line in read(TABLE)):
-        for (kind, last), (_, cells) in measured.cells_of(who).items():
-            slow = slowness_of_choices(cells)
+        for work in WORK:
+            times = times_ms(cell, layout, work)
             yield {
-                "maker": who, "kind": kind, "layout": "channels_last" if last else "contiguous", "cells": len(cells),
-                "exceed": sum(ratio > SLOWEST for ratio in slow), "mean": f"{statistics.geometric_mean(slow):.3f}",
-                "p90": f"{quantile(slow, 0.9):.3f}", "worst": f"{max(slow):.2f}",
+                "instructions": instructions, "work": work, "kind": cell.kind, "batch": cell.batch,
+                "positions": cell.positions, "in_channels": cell.in_channels, "out_channels": cell.out_channels,
+                "groups": cell.groups if cell.kind == "grouped" else 1, "taps": cell.kernel**2, "stride": cell.stride,
+                "experts": cell.experts, "layout": layout, "threads": cell.threads, "machine": processor(),
+                "torch": torch.__version__,
+                **{f"{name}_ms": "" if ms is None else f"{ms:.4g}" for name, ms in times.items()},
             }  # fmt: skip
 
 
-def slowness_of_choices(cells: Sequence[measured.Cell]) -> list[float]:
-    """The time of the strategy that the other cells choose for each one, relative to the fastest.
-
-    Leaving a cell out needs no fit of its own (Rasmussen & Williams 2006, equation 5.12).
-    """
-    places, slowness = measured.tensors(cells)
-    inverse = torch.linalg.inv(measured.covariance(places))
-    expected = slowness - inverse @ slowness / inverse.diagonal()[:, None]
-    return [2 ** cell.slowness[chosen] for cell, chosen in zip(cells, expected.argmin(1).tolist(), strict=True)]
-
-
-@torch.no_grad()
 def main(words: Sequence[str] | None = None) -> None:
-    """Measure all shapes, then check the table; --only and --threads have no effect."""
-    given = arguments("planner_table", __doc__, words, check="check the table that is there, without measuring")
-    if not given.check:
-        measure(given.out / TABLE.name if given.quick else TABLE, given.quick)
-    if given.quick and not given.check:
-        return
-    with table(given.out / "planner_check.csv", CHECKED) as add:
-        for row in check():
-            add(row)
-            print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
-
-
-def measure(path: Path, quick: bool) -> None:
-    """Write the table."""
-    Quiet(0 if quick else 2)
+    """Measure all shapes; --only and --threads have no effect."""
+    given = arguments("planner_table", __doc__, words)
+    Quiet(0 if given.quick else 2)
+    here = available()
     started = time.perf_counter()
-    others = [line for line in read(path) if maker(line["machine"]) != maker(processor())]
-    with table(path, COLUMNS) as add:
-        for line in others:
-            add({column: line.get(column, "") for column in COLUMNS})
-        for cell in QUICK if quick else cells():
-            for row in rows(cell):
+    chosen = [asdict(cell) for cell in (QUICK if given.quick else cells())]
+    with table(given.out / TABLE.name, COLUMNS) as add:
+        for line in read(TABLE):
+            if line["instructions"] not in here:
+                add(line)
+        for instructions in here:
+            task = {"instructions": instructions, "cells": chosen}
+            for count, row in enumerate(held_to(instructions, "benchmarks.speed.planner_table", task)):
                 add(row)
-            print(f"{time.perf_counter() - started:6.1f} s  {cell.name}", flush=True)
+                if count % 40 == 0:
+                    print(f"{time.perf_counter() - started:6.1f} s  {instructions}: {count} rows", flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    if task := task_of(sys.argv[1:]):
+        for one in task["cells"]:
+            for found in rows(Cell(**one), task["instructions"]):
+                answer(found)
+    else:
+        main(sys.argv[1:])

@@ -4,26 +4,24 @@
 
 Fifty shapes from a fixed seed: odd sizes and channels, stride 2, groups, 1 to 4 threads, both memory layouts. Every
 third shape runs in a process in which torch's libraries and the native operator are held to AVX2. The planner's choice
-takes turns with every strategy pinned, all of them in the training form without gradients; results are compared with
-the reference in float64. A shape whose ratio exceeds the bound is measured three times in all, and its run of the
+takes turns with every strategy pinned, all of them in the training form, forward without gradients and forward and
+backward; results are compared with the reference in float64. A shape whose ratio exceeds the bound is measured three times in all, and its run of the
 median ratio counts.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
-import os
 import random
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
 
-from benchmarks.speed.machine import ROOT, Quiet, description
+from benchmarks.speed.instructions import answer, held_to, task_of
+from benchmarks.speed.machine import Quiet, description
 from benchmarks.speed.planner_table import LAYOUTS, STRATEGIES
 from benchmarks.speed.results import MACHINE, SLOWEST, arguments, table, wanted
 from condconv.execution import AUTO, choose, execute, strategies
@@ -31,13 +29,6 @@ from condconv.geometry import ConvGeometry
 from condconv.lowered import Mixture
 from condconv.timing import Call, Spread, Timing, measure
 
-AVX2 = {
-    "CONDCONV_ISA": "avx2",
-    "ATEN_CPU_CAPABILITY": "avx2",
-    "ONEDNN_MAX_CPU_ISA": "AVX2",
-    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
-}
-CHILD = "measure-shapes"
 SHAPES, SEED = 50, 2
 MOST_MACS = 3e8
 
@@ -59,13 +50,15 @@ class Shape:
     layout: str
     threads: int
     isa: str
+    work: str
+    """"forward", without gradients, or "training": forward and backward."""
 
     @property
     def name(self) -> str:
         """A readable name."""
         return (
             f"{self.kind} {self.kernel}x{self.kernel}/{self.stride} {self.in_channels}-{self.out_channels} "
-            f"@{self.height}x{self.width} B{self.batch} {self.layout} {self.threads} threads {self.isa}"
+            f"@{self.height}x{self.width} B{self.batch} {self.layout} {self.threads} threads {self.isa} {self.work}"
         )
 
     @property
@@ -92,11 +85,12 @@ def shapes() -> Iterator[Shape]:
             kind, draw.choice((1, 2, 3, 8, 17)), groups * wide, groups * narrow, groups,
             1 if kind == "pointwise" else draw.choice((3, 3, 5)), draw.choice((1, 1, 2)), draw.randint(5, 41),
             draw.randint(5, 41), draw.choice((2, 4, 8, 8, 16)), draw.choice(list(LAYOUTS)), draw.randint(1, 4),
-            "avx2" if found % 3 == 2 else "best",
+            "avx2" if found % 3 == 2 else "best", "forward",
         )  # fmt: skip
         if shape.macs <= MOST_MACS:
             found += 1
             yield shape
+            yield replace(shape, work="training")
 
 
 def _channels(draw: random.Random, kind: str) -> tuple[int, int, int]:
@@ -113,12 +107,11 @@ def _channels(draw: random.Random, kind: str) -> tuple[int, int, int]:
 
 
 QUICK = (
-    Shape("dense", 2, 5, 7, 1, 3, 2, 5, 7, 2, "contiguous", 1, "best"),
-    Shape("depthwise", 1, 9, 9, 9, 3, 1, 4, 5, 2, "channels_last", 1, "best"),
+    Shape("dense", 2, 5, 7, 1, 3, 2, 5, 7, 2, "contiguous", 1, "best", "forward"),
+    Shape("depthwise", 1, 9, 9, 9, 3, 1, 4, 5, 2, "channels_last", 1, "best", "forward"),
 )
 
 
-@torch.no_grad()
 def row(shape: Shape, quick: bool) -> dict[str, object]:
     """Measure one shape, and compare what the planner's choice computes with the reference."""
     torch.set_num_threads(shape.threads)
@@ -129,8 +122,18 @@ def row(shape: Shape, quick: bool) -> dict[str, object]:
     padding = shape.kernel // 2
     geometry = ConvGeometry((shape.stride,) * 2, (padding,) * 2, (1, 1), shape.groups)
 
+    leaves = (x, mixture.coefficients, mixture.experts)
+    size = (shape.batch, shape.out_channels, *geometry.output_size(x.shape[2:], kernel[2:]))
+    grad = torch.randn(size).contiguous(memory_format=LAYOUTS[shape.layout])
+    for leaf in leaves:
+        leaf.requires_grad_(shape.work == "training")
+
     def call(asked: str) -> Call:
-        return lambda: execute(x, mixture, geometry, choose(x, mixture, geometry, asked, shape.name))
+        def work() -> object:
+            y = execute(x, mixture, geometry, choose(x, mixture, geometry, asked, shape.name))
+            return torch.autograd.grad(y, leaves, grad) if shape.work == "training" else y
+
+        return work
 
     able = [name for name in STRATEGIES if strategies[name].supports(mixture, geometry) is None]
 
@@ -151,6 +154,7 @@ def row(shape: Shape, quick: bool) -> dict[str, object]:
     }  # fmt: skip
 
 
+@torch.no_grad()
 def error(x: Tensor, mixture: Mixture, geometry: ConvGeometry) -> float:
     """Largest difference of the planner's choice from the reference in float64, relative to the largest output."""
     got = execute(x, mixture, geometry, choose(x, mixture, geometry, AUTO, "random_shapes"))
@@ -159,36 +163,23 @@ def error(x: Tensor, mixture: Mixture, geometry: ConvGeometry) -> float:
     return float((got - expected).abs().max() / expected.abs().max())
 
 
-def held_to_avx2(chosen: Sequence[Shape], quick: bool) -> Iterator[dict[str, object]]:
-    """The rows of shapes, measured in one process that uses AVX2 and nothing later; none is started for no shapes."""
-    if not chosen:
-        return
-    task = json.dumps([quick, *map(asdict, chosen)])
-    command = [sys.executable, "-m", "benchmarks.speed.random_shapes", CHILD, task]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ, **AVX2}) as child:
-        assert child.stdout is not None
-        yield from map(json.loads, child.stdout)
-    if child.returncode:
-        raise subprocess.CalledProcessError(child.returncode, command)
-
-
 def main(words: Sequence[str] | None = None) -> None:
     """Measure all shapes, or those that --only names; --threads has no effect, each shape has its own."""
     given = arguments("random_shapes", __doc__, words)
     quiet = Quiet(0 if given.quick else 2)
     chosen = list(wanted(given, QUICK if given.quick else shapes()))
     with table(given.out / "random_shapes.csv", COLUMNS, given.only) as add:
-        here = (row(shape, given.quick) for shape in chosen if shape.isa != "avx2")
-        there = held_to_avx2([shape for shape in chosen if shape.isa == "avx2"], given.quick)
-        for found in itertools.chain(here, there):
-            add({**found, **quiet.columns()})
-            print(f"{found['cell']:<72} {found['chosen']} × {found['ratio']} of {found['best']}", flush=True)
+        for instructions in ("best", "avx2"):
+            shared = [asdict(shape) for shape in chosen if shape.isa == instructions]
+            task = {"quick": given.quick, "shapes": shared}
+            for found in held_to(instructions, "benchmarks.speed.random_shapes", task) if shared else ():
+                add({**found, **quiet.columns()})
+                print(f"{found['cell']:<72} {found['chosen']} × {found['ratio']} of {found['best']}", flush=True)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == [CHILD]:
-        quick, *described = json.loads(sys.argv[2])
-        for one in described:
-            print(json.dumps(row(Shape(**one), quick)), flush=True)
+    if task := task_of(sys.argv[1:]):
+        for one in task["shapes"]:
+            answer(row(Shape(**one), task["quick"]))
     else:
         main(sys.argv[1:])

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from condconv.errors import ArgumentError
-from condconv.execution import AUTO, choose, native
+from condconv.execution import AUTO, choose, fitted, native
 from condconv.geometry import ConvGeometry
 from condconv.lowered import Mixture
 from condconv.registry import unknown_name_message
@@ -59,6 +59,7 @@ def findings(compiler: str | None) -> Iterator[tuple[str, str]]:
     yield "cpu features", " ".join(native.cpu_features()) or "none that the native operator knows"
     yield "compiler", compiler or "none (CXX, c++, g++, clang++)"
     yield "native operator", operator()
+    yield "planner", planner()
     cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     yield "cuda", ", ".join(cuda) or "no device"
     yield "mps", "available" if torch.backends.mps.is_available() else "no device"
@@ -86,6 +87,15 @@ def operator() -> str:
         return f"built, uses {native.instruction_set()}"
     state = "built, but not used" if native.built() else "missing"
     return f"{state} ({native.load_error()}); the torch strategies serve in its place"
+
+
+def planner() -> str:
+    """Whose times decide what strategy="auto" runs on the CPU."""
+    used = fitted.instructions_here()
+    if used in fitted.INSTRUCTIONS:
+        return f"times measured with {used}; condconv.tune measures on this machine"
+    other = fitted.INSTRUCTIONS[0]
+    return f"times of another instruction set ({other}), for none were measured here; condconv.tune measures them"
 
 
 def choices() -> Iterator[tuple[str, str]]:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from condconv.errors import StrategyError
 from condconv.execution.batched_gemm import BatchedGemm
+from condconv.execution.fitted import Shape, instructions_here, ranking
 from condconv.execution.grouped import Grouped
-from condconv.execution.measured import Shape, ranking
 from condconv.execution.mixture_of_experts import MixtureOfExperts
 from condconv.execution.native.strategy import Native, needs_gradient
 from condconv.execution.native.triton_strategy import Triton
@@ -128,8 +128,8 @@ def choose(x: Tensor, lowered: Lowered, geometry: ConvGeometry, strategy: str, w
 
 def _plan(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> str:
     """The fastest strategy, as far as is known; what was chosen for unpacked kernels on a CPU is remembered."""
-    compiling, training = torch.compiler.is_compiling(), _training(lowered)
-    if compiling or not x.is_cpu or isinstance(lowered, Packed):
+    compiling, training = torch.compiler.is_compiling(), needs_gradient(x, lowered)
+    if compiling or not x.is_cpu or isinstance(lowered, Packed) or _transformed():
         return _fastest(x, lowered, geometry, compiling, training)
     kernels, threads = lowered.weight if isinstance(lowered, Kernels) else lowered.experts, torch.get_num_threads()
     form = type(lowered), kernels.shape, kernels.dtype, geometry
@@ -142,26 +142,26 @@ def _plan(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> str:
     return answer
 
 
-def _training(lowered: Lowered) -> bool:
-    """Whether experts need a gradient."""
-    return isinstance(lowered, Mixture) and torch.is_grad_enabled() and lowered.experts.requires_grad
+def _transformed() -> bool:
+    """Whether this runs inside a transform of `torch.func`, which the native operator cannot serve."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _fastest(x: Tensor, lowered: Lowered, geometry: ConvGeometry, compiling: bool, training: bool) -> str:
     """The fastest strategy by what was measured.
 
-    The native operator serves packed experts, and training, where its backward pass is far ahead. Otherwise a CPU's
-    measured table has the word, and rules of thumb where it is silent: on other devices, and while compiling.
+    The native operator serves packed experts, and compiled code, which takes it as it is. Otherwise what was measured
+    has the word on a CPU, and rules of thumb where that is silent: on other devices, and while compiling.
     """
     if compiling and torch.compiler.is_exporting():
         return "batched_gemm"  # The only one whose shapes may all be dynamic in the batch.
     if isinstance(lowered, Mixture) and lowered.experts.shape[0] == 1:
         return "mixture_of_experts"  # One expert: a static convolution and a scale.
     native = _native_serves(x, lowered, geometry)
-    if native and (isinstance(lowered, Packed) or training or compiling):
+    if native and (isinstance(lowered, Packed) or compiling):
         return "native"
     if x.is_cpu and not compiling:
-        for name in _measured(x, lowered, geometry):
+        for name in _measured(x, lowered, geometry, training):
             if native if name == "native" else strategies[name].supports(lowered, geometry) is None:
                 return name
     shape = lowered.kernel_shape
@@ -182,7 +182,7 @@ def _on_a_gpu(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> str:
     return "batched_gemm" if dense and x.shape[0] > 1 and x.dtype != torch.float32 else "grouped"
 
 
-def _measured(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> tuple[str, ...]:
+def _measured(x: Tensor, lowered: Lowered, geometry: ConvGeometry, training: bool) -> tuple[str, ...]:
     """The strategies for x and kernels of such shapes, fastest first; none where nothing like it was measured."""
     shape = lowered.kernel_shape
     taps, out_channels = math.prod(shape[2:]), geometry.out_channels(shape)
@@ -196,13 +196,13 @@ def _measured(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> tuple[str,
     stride = math.prod(geometry.stride) ** (1 / geometry.rank)
     experts = 1 if isinstance(lowered, Kernels) else lowered.num_experts
     sizes = x.shape[0], positions, x.shape[1], out_channels, groups, taps, stride, experts, torch.get_num_threads()
-    return ranking(Shape(kind, last, *sizes))
+    return ranking(Shape(kind, last, training, *sizes), instructions_here())
 
 
 def _native_serves(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> bool:
     """Whether the native operator can serve, and at its speed: it multiplies unpacked experts in f32."""
     fast = (torch.float32, torch.bfloat16) if isinstance(lowered, Packed) else (torch.float32,)
-    if x.dtype not in fast or strategies["native"].supports(lowered, geometry) is not None:
+    if x.dtype not in fast or (not torch.compiler.is_compiling() and _transformed()) or strategies["native"].supports(lowered, geometry) is not None:
         return False
     return not (isinstance(lowered, Packed) and needs_gradient(x, lowered))  # What is unpacked has a gradient.
 

@@ -17,9 +17,9 @@ from condconv.lowered import Kernels, Lowered, Packed
 _FLOATS = (torch.float32, torch.bfloat16)
 
 
-def needs_gradient(x: Tensor, lowered: Packed) -> bool:
-    """Whether autograd would follow a convolution with packed experts."""
-    return torch.is_grad_enabled() and (x.requires_grad or lowered.coefficients.requires_grad)
+def needs_gradient(x: Tensor, lowered: Lowered) -> bool:
+    """Whether autograd will follow the convolution of x with them."""
+    return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in (x, *lowered))
 
 
 class Native:
