@@ -94,7 +94,7 @@ class TrainingStep:
 
     def __init__(self, network: nn.Module, x: Tensor, run: Callable[[Tensor], Tensor] | None = None) -> None:
         self.network = network.train().to(memory_format=torch.channels_last)
-        self.run = run or network
+        self.run = network if run is None else run  # What is compiled may have no length, and no truth.
         """What computes the logits, where it is not the network itself: its compiled form."""
         self.optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
         self.x, self.labels = x, torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)

@@ -163,7 +163,7 @@ class Experiment:
         if self.config.tune and conditional_layers(network):
             shape = (self.batch_size, self.source.channels, *self.source.image_size)
             # First, so that its time is not the first epoch's.
-            callbacks.insert(0, TuneOnce(shape, self.stop, lambda found: self.console.table(str(found))))
+            callbacks.insert(0, TuneOnce(shape, self.stop, self.console.table))
         path, identity = folder.checkpoint(spec.name), self._identity(spec)
         callbacks.append(CheckpointKeeper(path, identity, self.stop))
         resuming = path.exists()

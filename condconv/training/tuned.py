@@ -11,7 +11,7 @@ import torch.distributed
 
 from condconv.training.interruption import StopRequest
 from condconv.training.module import ClassificationModule
-from condconv.tuning import Tuning, pin_records, restore_pins, tune
+from condconv.tuning import pin_records, restore_pins, tune
 from condconv.tuning.records import Records
 
 
@@ -24,11 +24,11 @@ class TuneOnce(pl.Callback):
     Args:
         input_shape: (B, C, H, W) of a pass.
         stop: is asked between two layers.
-        show: gets what was measured.
+        say: is told what begins, and what was measured.
     """
 
-    def __init__(self, input_shape: tuple[int, ...], stop: StopRequest, show: Callable[[Tuning], None]) -> None:
-        self.input_shape, self.stop, self.show = input_shape, stop, show
+    def __init__(self, input_shape: tuple[int, ...], stop: StopRequest, say: Callable[[str], None]) -> None:
+        self.input_shape, self.stop, self.say = input_shape, stop, say
         self.records: Records | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -48,6 +48,7 @@ class TuneOnce(pl.Callback):
 
     def _measured(self, trainer: pl.Trainer, module: ClassificationModule) -> Records:
         if trainer.is_global_zero:
+            self.say(f"tuning: measuring the strategies of each conditional layer, for {self.input_shape[0]} images")
             size = torch.Size(self.input_shape)
             # No random number is drawn: a tuned run sees the same ones as another.
             images = torch.linspace(-1, 1, size.numel(), device=module.device).reshape(size)
@@ -56,7 +57,7 @@ class TuneOnce(pl.Callback):
                     module.network, images.to(memory_format=module.memory_format), training=True,
                     progress=lambda *_: self.stop.check(),
                 )  # fmt: skip
-            self.show(found)
+            self.say(str(found))
         records = [pin_records(module.network)]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.broadcast_object_list(records, src=0)

@@ -49,5 +49,5 @@ def test_a_resumed_run_measures_nothing(whole: Path, tmp_path: Path) -> None:
     assert stopped.returncode == 0 and "stopped" in stopped.stdout, stopped.stderr
     run = tmp_path / "small-1"
     done = condconv("train", "--resume", str(run), prepare=[quick, partial(fastest_is, "grouped")])
-    assert done.returncode == 0 and "tuned" not in done.stdout, done.stderr
+    assert done.returncode == 0 and "tun" not in done.stdout, done.stderr
     assert metrics(run) == metrics(whole) and same_weights(run, whole, "conditional")
