@@ -1,11 +1,13 @@
 """Fits what the planner knows of CPUs to the planner's table, and checks how well it chooses.
 
-    python -m benchmarks.speed.planner_fit     writes condconv/execution/fitted.csv and benchmarks/results/planner_check.csv
+    python -m benchmarks.speed.planner_fit
 
-The method is the subset of regressors (Rasmussen & Williams 2006, section 8.3.1): of the shapes that were measured for a
-question (instruction set, forward or training, kind, layout), those are kept that lie farthest from one another, and all
-of them say how much each one pulls. It is checked on shapes that the fit has not seen: an eighth of them is left out in
-turn.
+writes condconv/execution/fitted.csv and benchmarks/results/planner_check.csv.
+
+The method is the subset of regressors (Rasmussen & Williams 2006, section 8.3.1): of the shapes that were measured for
+a question (instruction set, forward or training, kind, layout), those are kept that lie farthest from one another, and
+all of them say how much each one pulls. It is checked on shapes that the fit has not seen: an eighth of them is left
+out in turn.
 """
 
 from __future__ import annotations

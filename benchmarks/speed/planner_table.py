@@ -4,10 +4,10 @@
     python -m benchmarks.speed.planner_fit               fits it: writes condconv/execution/fitted.csv, in seconds
 
 Shapes are drawn from a fixed seed: sizes as often small as large, channels that are multiples of nothing, stride 2,
-2 to 16 experts, one thread to as many as there are cores. The training form (experts in their natural layout), forward
-alone without gradients, and forward and backward with all of them. An empty time belongs to a strategy that cannot serve
-the shape, or to one whose first calls were hopelessly slow. Each instruction set is measured in a process of its own,
-in which torch's libraries are held to it too. Rows of an instruction set that this CPU does not have stay as they are.
+2 to 16 experts, one or two threads. The training form (experts in their natural layout), forward alone without
+gradients, and forward and backward with all of them. An empty time belongs to a strategy that cannot serve the shape,
+or to one whose first calls were hopelessly slow. Each instruction set is measured in a process of its own, in which
+torch's libraries are held to it too. Rows of an instruction set that this CPU does not have stay as they are.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TABLE = RESULTS / "planner.csv"
 STRATEGIES = [name for name in strategies if name not in ("reference", "triton")]
 """Those that run on the CPU; the reference defines the meaning, and nobody runs it to be fast."""
 PLANNED = [name for name in reversed(STRATEGIES) if name != "mixture_of_experts"]
-"""Those that the planner chooses among: a convolution for each expert pays where there is one, and that needs no table."""
+"""Those that the planner chooses among: a convolution for each expert pays where there is one; that needs no table."""
 COLUMNS = (
     "instructions", "work", "kind", "batch", "positions", "in_channels", "out_channels", "groups", "taps", "stride",
     "experts", "layout", "threads", *(f"{name}_ms" for name in PLANNED), "machine", "torch",

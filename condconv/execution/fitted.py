@@ -2,9 +2,9 @@
 
 How many times as slow each strategy is as the fastest one was measured on many shapes, with each instruction set
 (`python -m benchmarks.speed.planner_table` writes benchmarks/results/planner.csv), and fitted by Gaussian-process
-regression from a few of them, the subset of regressors (Rasmussen & Williams 2006, section 8.3.1): a linear trend in the
-logarithms of the shapes' sizes, and what nearby shapes deviate from it. `fitted.csv` is what the fit needs: where these
-few shapes lie, and how much each of them pulls. `benchmarks/speed/planner_fit.py` makes it.
+regression from a few of them, the subset of regressors (Rasmussen & Williams 2006, section 8.3.1): a linear trend in
+the logarithms of the shapes' sizes, and what nearby shapes deviate from it. `fitted.csv` is what the fit needs: where
+these few shapes lie, and how much each of them pulls. `python -m benchmarks.speed.planner_fit` makes it.
 
 Where nothing was fitted for an instruction set, that of another one serves, and `condconv doctor` says so. What is
 measured on the machine itself is better still: `condconv.tune`.

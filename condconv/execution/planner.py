@@ -202,7 +202,9 @@ def _measured(x: Tensor, lowered: Lowered, geometry: ConvGeometry, training: boo
 def _native_serves(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> bool:
     """Whether the native operator can serve, and at its speed: it multiplies unpacked experts in f32."""
     fast = (torch.float32, torch.bfloat16) if isinstance(lowered, Packed) else (torch.float32,)
-    if x.dtype not in fast or (not torch.compiler.is_compiling() and _transformed()) or strategies["native"].supports(lowered, geometry) is not None:
+    if x.dtype not in fast or (_transformed() and not torch.compiler.is_compiling()):
+        return False
+    if strategies["native"].supports(lowered, geometry) is not None:
         return False
     return not (isinstance(lowered, Packed) and needs_gradient(x, lowered))  # What is unpacked has a gradient.
 

@@ -120,7 +120,8 @@ def test_what_is_chosen_can_run_on_every_processor(processor: str, kind: str, tr
     kernel, groups = KINDS[kind]
     x = torch.randn(2, 32, 8, 8).to(memory_format=torch.channels_last)
     experts = torch.randn(4, 32, 32 // groups, kernel, kernel, requires_grad=training)
-    mixture, geometry = Mixture(torch.rand(2, 4), experts, None), ConvGeometry((1, 1), (kernel // 2,) * 2, (1, 1), groups)
+    mixture = Mixture(torch.rand(2, 4), experts, None)
+    geometry = ConvGeometry((1, 1), (kernel // 2,) * 2, (1, 1), groups)
     chosen = choose(x, mixture, geometry, AUTO, "layer")
     assert strategies[chosen].supports(mixture, geometry) is None
     expected = strategies["reference"](x, mixture, geometry)
