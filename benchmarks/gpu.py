@@ -26,9 +26,9 @@ from torch import Tensor, nn
 import condconv
 from benchmarks.speed.subjects import OURS, STATIC, TIMM, TrainingStep, image_batch, raw_network, strategies_of
 from condconv.execution import choose, execute, strategies, use_strategy
+from condconv.files import write_text
 from condconv.geometry import ConvGeometry
 from condconv.lowered import Mixture
-from condconv.training.files import write_text
 
 DEVICE = "cuda"
 OUT = Path(__file__).resolve().parent / "results"

@@ -72,9 +72,9 @@ def open_shards(folder: Path, skip_bad: bool = False, num_classes: int | None = 
     that is cut short, a sample without label or image, or with a label out of range, raises `DataError`, or is left out
     and listed with `skip_bad`. Without a `classes.txt` the range is that of `num_classes`, or whatever labels occur.
     """
-    if (folder / PROGRESS).is_dir():
-        raise DataError(f"{folder}: its shards are not all written; finish it with the same 'condconv shard' again")
     manifest = manifest_of(folder)
+    if manifest is None and (folder / PROGRESS).is_dir():  # the manifest is written last
+        raise DataError(f"{folder}: its shards are not all written; finish it with the same 'condconv shard' again")
     if manifest is None:
         train_shards = sorted(folder.glob("train*.tar"))
         val_shards = sorted(folder.glob("val*.tar")) or sorted(folder.glob("test*.tar"))

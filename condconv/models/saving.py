@@ -7,9 +7,9 @@ that, which layers were and who routes them. It says nothing that has to be run:
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import condconv
 from condconv.conversion import convert, forget_originals
 from condconv.conversion.apply import conditional_layers
 from condconv.errors import ArgumentError, CheckpointError
+from condconv.files import Lock, whole_file, write_flushed
 from condconv.models.build import Origin, origin_of, set_origin
 from condconv.models.cards import model_card
 from condconv.models.loading import load_strictly, read_safetensors
@@ -197,21 +198,18 @@ def _check_rebuilds(config: Mapping[str, Any], model: nn.Module) -> None:
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write all files under temporary names, then rename them: no half-written file stands under its final name."""
-    temporary = {name: folder / f".{name}.{os.getpid()}.tmp" for name in files}
+    """Write all files whole, the configuration last; while it is not there, the folder is no saved network.
+
+    So weights are never beside the configuration of others, whenever a kill comes.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            with temporary[name].open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        for name, path in temporary.items():
-            os.replace(path, folder / name)
+        with Lock(folder / ".lock", str(folder)), ExitStack() as stack:
+            # All of them under their temporary names first: a full disk leaves an earlier save as it was.
+            for name in reversed(list(files)):
+                write_flushed(stack.enter_context(whole_file(folder / name)), files[name])
+            (folder / CONFIG).unlink(missing_ok=True)
     except OSError as error:
-        for path in temporary.values():
-            if path.exists():
-                path.unlink()
         raise CheckpointError(
             f"{folder}: cannot be written ({error.strerror or error}); free some space or choose another folder"
         ) from error

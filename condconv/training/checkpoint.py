@@ -16,7 +16,7 @@ from pytorch_lightning.plugins.io import CheckpointIO
 from torch import Tensor
 
 from condconv.errors import CheckpointError
-from condconv.training.files import write_bytes
+from condconv.files import write_bytes
 from condconv.training.interruption import Interrupted, StopRequest, agree
 
 FORMAT = 1

@@ -30,9 +30,9 @@ from typing import Any
 import yaml
 
 from condconv.errors import ArgumentError
+from condconv.files import write_text
 from condconv.registry import unknown_name_message
 from condconv.training.config import TrainConfig
-from condconv.training.files import write_text
 
 WIDENED_TO, START_FROM = "widened_to", "start_from"
 CHECKS = ("intact", "mean", "argmax", "shuffle", "shuffle_experts")
