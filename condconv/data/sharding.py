@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -255,13 +255,21 @@ def write_shard(job: Job, out: Path) -> Written:
                 _add(archive, f"{key}{file.suffix.lower()}", content)
                 _add(archive, f"{key}.cls", str(label).encode())
                 samples += 1
-        shard = Shard(job.name, samples, path.stat().st_size)
+        with path.open("rb") as written:
+            shard = Shard(job.name, samples, path.stat().st_size, _sha256(written))
         _replace(out / PROGRESS / f"{job.name}.json", json.dumps({"shard": asdict(shard), "skipped": skipped}))
     except OSError as error:
         raise DataError(
             f"{path}: could not be written ({error.strerror or error}); make room, then go on with the same command"
         ) from error
     return Written(shard, tuple(skipped))
+
+
+def _sha256(file: IO[bytes]) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:

@@ -13,6 +13,7 @@ import yaml
 
 from condconv.errors import ArgumentError, CheckpointError
 from condconv.files import Lock, flush_folder, is_temporary, remove_temporaries, temporary_folder, write_text
+from condconv.reading import parse_yaml, read_text
 from condconv.training.callbacks import COLUMNS, Row
 from condconv.training.config import TrainConfig
 
@@ -109,9 +110,8 @@ class RunFolder:
     def read_config(self) -> TrainConfig:
         """The settings the run was started with. `CheckpointError` where they cannot be read."""
         try:
-            settings = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-            return TrainConfig(**settings)
-        except (OSError, yaml.YAMLError, TypeError, ValueError) as error:
+            return TrainConfig(**parse_yaml(read_text(self.config)))
+        except (OSError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{self.config}: not the settings of a run of this version ({error})") from error
 
     def write_metrics(self, rows: Sequence[Row]) -> None:

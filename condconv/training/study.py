@@ -27,10 +27,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from condconv.errors import ArgumentError
 from condconv.files import write_text
+from condconv.reading import parse_yaml, read_text
 from condconv.registry import unknown_name_message
 from condconv.training.config import TrainConfig
 
@@ -138,8 +137,8 @@ def read_study(path: Path) -> Study:
         ArgumentError: a missing or malformed file, unknown keys (with the closest ones), arms that refer to nothing.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = parse_yaml(read_text(path))
+    except (OSError, ValueError) as error:
         raise ArgumentError(
             f"{path}: not a readable study ({error}); pass a YAML file such as those of benchmarks"
         ) from error

@@ -2,8 +2,8 @@
 
 Python tells an audit hook of every open, rename, mkdir, rmdir and remove before it happens. A kill at one of them
 leaves what all former ones did; a torn one also leaves half of what was last opened for writing, as a kill inside a
-write does. Everything runs in forks of one process that has imported the package, so that a kill point costs what the command
-costs. That process takes no step of training itself: autograd refuses to run in a fork of one that has.
+write does. Everything runs in forks of one process that has imported the package, so that a kill point costs what the
+command costs. That process takes no step of training itself: autograd refuses to run in a fork of one that has.
 """
 
 from __future__ import annotations
