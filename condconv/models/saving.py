@@ -20,7 +20,7 @@ from torch import nn
 import condconv
 from condconv.conversion import convert, forget_originals
 from condconv.conversion.apply import conditional_layers
-from condconv.errors import ArgumentError, CheckpointError
+from condconv.errors import CheckpointError
 from condconv.files import Lock, whole_file, write_flushed
 from condconv.models.build import Origin, origin_of, set_origin
 from condconv.models.cards import model_card
@@ -28,6 +28,7 @@ from condconv.models.loading import load_strictly, read_safetensors
 from condconv.models.records import conversion_record
 from condconv.models.specs import SPECS
 from condconv.models.zoo import create_model
+from condconv.reading import parse_json, read_text
 
 FORMAT_VERSION = 1
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -110,15 +111,17 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(read_text(path))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; the folder was not written by save_pretrained") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except ValueError as error:
         raise CheckpointError(f"{path}: not valid JSON ({error}); fetch or write it again") from error
     if not isinstance(config, dict) or config.get("format") != "condconv":
         raise CheckpointError(f"{path}: not a configuration of this package: its 'format' must be 'condconv'")
     version = config.get("format_version")
-    if not isinstance(version, int) or version < 1:
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise CheckpointError(f"{path}: format_version={version!r} must be a whole number from 1 to {FORMAT_VERSION}")
     if version > FORMAT_VERSION:
         raise CheckpointError(
@@ -127,6 +130,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
     if not isinstance(config.get("name"), str) or not isinstance(config.get("arguments"), dict):
         raise CheckpointError(f"{path}: 'name' must be a text and 'arguments' an object; fetch or write it again")
+    if config["arguments"].get("pretrained"):
+        raise CheckpointError(
+            f"{path}: its arguments ask for a download, and a saved network brings its own weights; remove 'pretrained'"
+        )
     return config
 
 
@@ -156,7 +163,7 @@ def _build(config: Mapping[str, Any], source: str) -> nn.Module:
         record = config.get("conversion")
         if record is not None:
             model = _convert(model, record)
-    except (ArgumentError, KeyError, TypeError) as error:
+    except Exception as error:  # whatever timm and torch make of arguments that no save has written
         raise CheckpointError(f"{source}: describes no network that can be built: {error}") from error
     return model
 

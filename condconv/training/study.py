@@ -201,12 +201,15 @@ def read_rows(path: Path) -> list[Row]:
     """The rows of a table of finished runs; none where there is no file. `ArgumentError` where it is another table."""
     if not path.exists():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
-    if tuple(reader.fieldnames or ()) != COLUMNS:
+    try:
+        reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
+        columns, rows = tuple(reader.fieldnames or ()), list(reader)
+    except (OSError, ValueError, csv.Error) as error:
+        raise ArgumentError(f"{path}: not a readable table of finished runs ({error})") from error
+    whole = all(None not in row and None not in row.values() for row in rows)
+    if columns != COLUMNS or not whole:
         raise ArgumentError(
-            f"{path}: not a table of this version's runs; its columns are {', '.join(reader.fieldnames or ())}"
+            f"{path}: not a table of this version's runs; its columns are {', '.join(columns)}"
         )
     return rows
 
