@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -96,7 +98,21 @@ def choice(where: str, name: str, value: Any, known: Sequence[str]) -> str:
     return value
 
 
-def module(where: str, name: str, value: Any, kind: type[nn.Module] = nn.Module) -> Any:
+def text(where: str, name: str, value: Any) -> str:
+    """Return a string."""
+    if not isinstance(value, str):
+        raise argument_error(where, name, value, "must be text", "pass a string")
+    return value
+
+
+def path(where: str, name: str, value: Any) -> Path:
+    """Return a path of text or of `os.PathLike`; one that no file system can have is refused."""
+    if not isinstance(value, str | os.PathLike) or not str(value) or "\0" in str(value):
+        raise argument_error(where, name, value, "must be a path", "pass a string or a pathlib.Path")
+    return Path(value)
+
+
+def a_module(where: str, name: str, value: Any, kind: type[nn.Module] = nn.Module) -> Any:
     """Return a module, or one of a kind."""
     if not isinstance(value, kind):
         what = "torch.nn.Module" if kind is nn.Module else kind.__name__
@@ -104,7 +120,7 @@ def module(where: str, name: str, value: Any, kind: type[nn.Module] = nn.Module)
     return value
 
 
-def tensor(where: str, name: str, value: Any) -> Tensor:
+def a_tensor(where: str, name: str, value: Any) -> Tensor:
     """Return a tensor (or what stands for one while FX traces)."""
     if not isinstance(value, Tensor | torch.fx.Proxy):
         raise argument_error(where, name, type(value).__name__, "is not a tensor", "pass a torch.Tensor")

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from condconv.arguments import module, tensor
+from condconv.arguments import a_module, a_tensor
 from condconv.context import ContextStack
 from condconv.errors import ArgumentError, NonFiniteError, ShapeError, argument_error
 from condconv.registry import Registry
@@ -46,7 +46,7 @@ def observe(layer: nn.Module, coefficients: Tensor) -> Tensor:
 
 def conditional_names(model: nn.Module, where: str) -> dict[int, str]:
     """Id → name of the conditional layers of a model (those that have experts); compiled code is refused."""
-    module(where, "model", model)
+    a_module(where, "model", model)
     for name, child in model.named_modules():
         compiled = getattr(child, "_compiled_call_impl", None) is not None
         if compiled or isinstance(child, torch._dynamo.OptimizedModule):
@@ -165,7 +165,7 @@ class _Override:
         self.intervention = intervention
 
     def see(self, name: str, layer: nn.Module, coefficients: Tensor) -> Tensor:
-        replaced = tensor(name, "override_routing's result", self.intervention(name, coefficients))
+        replaced = a_tensor(name, "override_routing's result", self.intervention(name, coefficients))
         if replaced.shape != coefficients.shape:
             raise ShapeError(
                 f"{name}: override_routing's callable returned shape {tuple(replaced.shape)} for coefficients of shape "

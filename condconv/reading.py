@@ -16,6 +16,8 @@ import yaml
 
 from condconv.limits import limit
 
+_DEEPEST = 100
+
 
 def open_regular(path: Path) -> IO[bytes]:
     """Open a regular file for reading; `OSError` for a pipe, device or folder, which could never end."""
@@ -53,6 +55,7 @@ def parse_json(text: str) -> Any:
 def parse_yaml(text: str) -> Any:
     """Plain YAML; `ValueError` for anything else, and for more than `max_yaml_nodes` with all aliases written out."""
     try:
+        _require_shallow(text)
         loader = yaml.SafeLoader(text)
         try:
             node = loader.get_single_node()
@@ -68,7 +71,16 @@ def parse_yaml(text: str) -> Any:
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
     except RecursionError:
-        raise ValueError("nested too deeply, or an alias stands for what it is in") from None
+        raise ValueError("an alias stands for what it is in") from None
+
+
+def _require_shallow(text: str) -> None:
+    """Look at the text event by event: the whole of a deep one takes the parser long."""
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise ValueError(f"nested more than {_DEEPEST} deep")
 
 
 def _size(node: yaml.Node, known: dict[int, int]) -> int:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from condconv.arguments import MOST_ELEMENTS, choice, integer, integers, tensor
+from condconv.arguments import MOST_ELEMENTS, a_tensor, choice, integer, integers
 from condconv.errors import ShapeError, argument_error
 from condconv.execution import AUTO
 from condconv.geometry import ConvGeometry
@@ -111,7 +111,7 @@ class _ConditionalConv(ConditionalLayer):
 
     def _check_input(self, x: Tensor) -> None:
         """Refuse an input of the wrong rank, channels or size before torch does."""
-        tensor(self._where(), "input", x)
+        a_tensor(self._where(), "input", x)
         if x.dim() not in (self.rank + 1, self.rank + 2):
             raise ShapeError(
                 f"{self._where()}: input of shape {tuple(x.shape)} has {x.dim()} dimensions; it must "

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from condconv.arguments import integer, tensor
+from condconv.arguments import a_tensor, integer
 from condconv.errors import ShapeError
 from condconv.execution import AUTO
 from condconv.geometry import ConvGeometry
@@ -69,7 +69,7 @@ class ConditionalLinear(ConditionalLayer):
             RoutingError: there are no coefficients, no router and no running scope.
         """
         tracing = isinstance(x, torch.fx.Proxy)
-        tensor(self._where(), "input", x)
+        a_tensor(self._where(), "input", x)
         if not tracing and (x.dim() < 1 or x.shape[-1] != self.in_features):
             raise ShapeError(
                 f"{self._where()}: input of shape {tuple(x.shape)} does not end in in_features={self.in_features}"

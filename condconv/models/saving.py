@@ -18,6 +18,7 @@ from safetensors.torch import save
 from torch import nn
 
 import condconv
+from condconv import arguments
 from condconv.conversion import convert, forget_originals
 from condconv.conversion.apply import conditional_layers
 from condconv.errors import CheckpointError
@@ -70,7 +71,7 @@ def save_pretrained(
         )
     config = _config(model, origin)
     _check_rebuilds(config, model)
-    folder = Path(folder)
+    folder = arguments.path("save_pretrained", "folder", folder)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     files = {
         WEIGHTS: save(state, metadata={"format": "pt"}),
@@ -91,7 +92,7 @@ def from_pretrained(folder: str | Path) -> nn.Module:
         CheckpointError: a file is missing, truncated, a pickle or of a newer version of the format, or the weights do
             not fit: all tensors that do not are listed.
     """
-    path = Path(folder)
+    path = arguments.path("from_pretrained", "folder", folder)
     if not path.exists() and _HUB_ID.fullmatch(str(folder)):
         path = _download(str(folder))
     if not path.is_dir():
@@ -139,7 +140,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def _config(model: nn.Module, origin: Origin) -> dict[str, Any]:
     try:
-        arguments = json.loads(json.dumps(dict(origin.arguments)))
+        kept = json.loads(json.dumps(dict(origin.arguments)))
     except TypeError as error:
         raise CheckpointError(
             f"save_pretrained: an argument that {origin.name} was made with cannot be written as JSON ({error}); make "
@@ -151,7 +152,7 @@ def _config(model: nn.Module, origin: Origin) -> dict[str, Any]:
         "format_version": FORMAT_VERSION,
         "condconv_version": condconv.__version__,
         "name": origin.name,
-        "arguments": arguments,
+        "arguments": kept,
         "conversion": conversion_record(model) if converted else None,
     }
 

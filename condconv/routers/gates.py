@@ -14,7 +14,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from condconv.arguments import integer, module, number
+from condconv.arguments import a_module, integer, number
 
 
 class Gate(nn.Module):
@@ -111,7 +111,7 @@ class TopKGate(Gate):
 
     def __init__(self, gate: Gate, k: int, noise_std: float = 0.0) -> None:
         super().__init__()
-        self.gate = module("TopKGate", "gate", gate, Gate)
+        self.gate = a_module("TopKGate", "gate", gate, Gate)
         self.k = integer("TopKGate", "k", k, 1)
         self.noise_std = number("TopKGate", "noise_std", noise_std, minimum=0, remedy="pass 0 for no noise")
         self.renormalises = gate.renormalises

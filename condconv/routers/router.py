@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from condconv.arguments import MOST_ELEMENTS, integer, module, probability
+from condconv.arguments import MOST_ELEMENTS, a_module, integer, probability
 from condconv.errors import argument_error
 from condconv.routers.gates import Gate, drop_experts
 
@@ -57,7 +57,7 @@ class Router(nn.Module):
         self.dropout = probability(where, "dropout", dropout)
         self.expert_dropout = probability(where, "expert_dropout", expert_dropout)
         hidden = None if hidden_channels is None else integer(where, "hidden_channels", hidden_channels, 1)
-        gate = module(where, "gate", gate, Gate)
+        gate = a_module(where, "gate", gate, Gate)
         features = self.in_channels + self.previous_experts
         if max(features, self.num_experts) * (hidden or min(features, self.num_experts)) > MOST_ELEMENTS:
             rule = f"makes a matrix for {features} features and {self.num_experts} experts, more than a tensor can have"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from condconv.arguments import integer, module
+from condconv.arguments import a_module, integer
 from condconv.errors import CheckpointError, argument_error
 from condconv.routers.gates import SoftmaxGate, check_temperature
 
@@ -28,7 +28,7 @@ class TemperatureSchedule:
 
     def __init__(self, model: nn.Module, steps: int, start: float = 30.0, end: float = 1.0) -> None:
         where = "TemperatureSchedule"
-        module(where, "model", model)
+        a_module(where, "model", model)
         self._gates = [module for module in model.modules() if isinstance(module, SoftmaxGate)]
         if not self._gates:
             raise argument_error(
