@@ -30,9 +30,9 @@ import condconv
 from benchmarks.speed.subjects import OURS, STATIC, TIMM, image_batch, raw_network
 from condconv.benchmarking.networks import TrainingStep, strategies_of
 from condconv.execution import choose, execute, strategies, use_strategy
+from condconv.files import write_text
 from condconv.geometry import ConvGeometry
 from condconv.lowered import Mixture
-from condconv.training.files import write_text
 
 DEVICE = "cuda"
 OUT = Path(__file__).resolve().parent / "results"

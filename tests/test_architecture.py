@@ -14,7 +14,7 @@ import condconv
 
 PACKAGE = Path(condconv.__file__).parent
 FLOORS = [
-    {"errors", "registry", "geometry", "machine", "timing"},
+    {"errors", "arguments", "context", "files", "limits", "reading", "registry", "geometry", "machine", "timing"},
     {"lowered", "packed"},
     {"routers", "banks", "execution", "observation", "reuse"},
     {"layers"},

@@ -5,8 +5,8 @@
 Fifty shapes from a fixed seed, each forward without gradients, and forward and backward: odd sizes and channels,
 stride 2, groups, 1 to 4 threads, both memory layouts. Every third shape is held to AVX2, in torch's libraries and in
 the native operator. The planner's choice takes turns with every strategy pinned, all of them in the training form;
-results are compared with the reference in float64. A shape whose ratio exceeds the bound is measured three times in all, and
-its run of the median ratio counts.
+results are compared with the reference in float64. A shape whose ratio exceeds the bound is measured three times in
+all, and its run of the median ratio counts.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import condconv
 from benchmarks.speed.instructions import answer, available, held_to, task_of
 from benchmarks.speed.machine import Quiet, description
-from benchmarks.speed.planner_table import LAYOUTS, WORK
+from benchmarks.speed.planner_table import LAYOUTS
 from benchmarks.speed.results import MACHINE, arguments, table, wanted
 from condconv.layers.base import last_strategy
 from condconv.timing import Call, Timing, measure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from condconv.cli.models_argument import add_model, input_size, load_model
@@ -66,7 +67,7 @@ def parse_share(words: Sequence[str]) -> Share:
     """
     if len(words) == 1 and words[0] in ("block", "network", "none"):
         return None if words[0] == "none" else "block" if words[0] == "block" else "network"
-    if len(words) == 1 and words[0].isdigit():
+    if len(words) == 1 and re.fullmatch("[0-9]{1,9}", words[0]):
         return int(words[0])
     pairs = [word.partition("=") for word in words]
     if not all(separator and name and pattern for name, separator, pattern in pairs):

@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import nn
 
+from condconv.arguments import a_module, choice, integer
 from condconv.conversion.apply import Step, apply_steps, refuse_inference_form
 from condconv.conversion.select import Targets, select
 from condconv.conversion.sharing import Group, Sharing, share_routing
@@ -19,8 +20,9 @@ from condconv.counting.count import paper_cost
 from condconv.counting.rules import paper_macs
 from condconv.counting.table import render
 from condconv.counting.trace import Call, Inputs
-from condconv.errors import ConversionError, argument_error
+from condconv.errors import ConversionError
 from condconv.layers import RouterFactory
+from condconv.layers.base import made_router
 from condconv.routers import Router
 from condconv.variants import Share, Variant, variants
 
@@ -145,12 +147,12 @@ def plan(
         ArgumentError: an argument out of range, or targets that match no layer.
         ConversionError: the model is compiled or wrapped, or the router's gate cannot be upcycled.
     """
+    a_module("plan", "model", model)
     chosen = variants[variant]
-    n = chosen.num_experts if num_experts is None else num_experts
-    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-        raise argument_error("plan", "num_experts", n, "must be at least 1", "pass a positive number of experts")
-    if init not in ("upcycle", "fresh"):
-        raise argument_error("plan", "init", init, "is unknown", "use 'upcycle' or 'fresh'")
+    n = integer("plan", "num_experts", chosen.num_experts if num_experts is None else num_experts, 1)
+    choice("plan", "init", init, ("upcycle", "fresh"))
+    if router is not None:
+        made_router("plan", router, 8, n)
     refuse_inference_form(model, "plan")
     found = survey(model, chosen, input_size)
     selection = select(found, targets, chosen)

@@ -6,7 +6,9 @@ can go on at the very sample it stopped at.
 
 from __future__ import annotations
 
+import unicodedata
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor
 
 from condconv.errors import DataError
+from condconv.limits import limit
 
 
 class ImageSet(ABC):
@@ -113,6 +116,18 @@ def _subset(images: ImageSet, limit: int | None) -> ImageSet:
     if isinstance(images, TensorImages):
         return TensorImages(images.images[chosen], images.labels[chosen], f"{images.origin} (subset)")
     return Subset(images, chosen)
+
+
+def require_class_names(where: object, names: Sequence[str]) -> None:
+    """Raise `DataError` for names that tables and reports could not hold, that occur twice, or that are too many."""
+    if len(names) > limit("max_classes"):
+        raise DataError(f"{where}: {len(names)} classes; the limit is CONDCONV_MAX_CLASSES={limit('max_classes')}")
+    for name in names:
+        if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
+            raise DataError(f"{where}: class name {name!r} is not UTF-8, or has a control character in it; rename it")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise DataError(f"{where}: class name {twice[0]!r} occurs {Counter(names)[twice[0]]} times; each may once")
 
 
 def require_classes(where: str, classes: Sequence[str], train: ImageSet) -> None:

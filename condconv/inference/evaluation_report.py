@@ -9,8 +9,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from condconv.analysis.folder import whole_folder
 from condconv.data import Source
+from condconv.files import whole_folder
 from condconv.inference.assessment import TOP, Assessment
 from condconv.training.figures import confusion_matrix
 

@@ -9,6 +9,7 @@ from typing import Any
 import timm
 from torch import nn
 
+from condconv.arguments import flag, integer, number, probability, text
 from condconv.errors import ArgumentError, UnknownNameError, argument_error
 from condconv.models.build import (
     STATIC,
@@ -57,6 +58,19 @@ def create_model(
         UnknownNameError: the name is neither here nor in timm; the message lists the closest ones.
         ArgumentError: an argument out of range, unknown to the network, or of no use to it.
     """
+    where = "create_model"
+    text(where, "name", name)
+    flag(where, "features_only", features_only)
+    flag(where, "pretrained", pretrained)
+    integer(where, "in_chans", in_chans, 1)
+    for argument, least, value in (("num_classes", 0, num_classes), ("num_experts", 1, num_experts)):
+        if value is not None:
+            integer(where, argument, value, least)
+    if output_stride is not None:
+        integer(where, "output_stride", output_stride, 1)
+    number(where, "width_multiplier", width_multiplier, above=0, maximum=64, remedy="1 is the published width")
+    for argument in timm_arguments.keys() & {"drop_rate", "drop_path_rate"}:
+        probability(where, argument, timm_arguments[argument])
     given = dict(
         num_classes=num_classes, in_chans=in_chans, num_experts=num_experts, output_stride=output_stride,
         width_multiplier=width_multiplier, features_only=features_only, **timm_arguments,
@@ -85,6 +99,8 @@ def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
         pattern: shell pattern over whole names.
         pretrained: only those with published weights that `create_model` can download.
     """
+    text("list_models", "pattern", pattern)
+    flag("list_models", "pretrained", pretrained)
     names = fnmatch.filter([*SPECS, *STATIC], pattern)
     return [name for name in names if not pretrained or published_name(name)]
 
@@ -96,6 +112,7 @@ def static_twin(name: str, **arguments: Any) -> nn.Module:
     gives that network.
     """
     arguments.pop("num_experts", None)
+    text("static_twin", "name", name)
     return create_model(SPECS[name].backbone if name in SPECS else name, **arguments)
 
 

@@ -14,7 +14,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from condconv.errors import argument_error
+from condconv.arguments import a_module, integer, number
 
 
 class Gate(nn.Module):
@@ -62,6 +62,11 @@ class StepWatch:
         )
 
 
+def check_temperature(where: str, name: str, value: float) -> float:
+    """Return a temperature by which logits can be divided in f32, or raise `ArgumentError`."""
+    return number(where, name, value, minimum=1e-30, maximum=1e30, remedy="pass 30 or 1")
+
+
 class SoftmaxGate(Gate):
     """α = softmax(z / T). T is a buffer, so it is saved with the weights; `TemperatureSchedule` anneals it.
 
@@ -74,9 +79,7 @@ class SoftmaxGate(Gate):
 
     def __init__(self, temperature: float = 1.0) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise argument_error("SoftmaxGate", "temperature", temperature, "must be positive", "pass 30 or 1")
-        self.register_buffer("temperature", torch.tensor(float(temperature)))
+        self.register_buffer("temperature", torch.tensor(check_temperature("SoftmaxGate", "temperature", temperature)))
         self.watch = StepWatch()
         self._passes = 0
 
@@ -88,8 +91,8 @@ class SoftmaxGate(Gate):
         return torch.softmax(logits / self.temperature.to(logits.dtype), dim=1)
 
     def set_temperature(self, temperature: float) -> None:
-        """Set T in place; a schedule calls this after each optimiser step."""
-        self.temperature.fill_(temperature)
+        """Set T > 0 in place; a schedule calls this after each optimiser step."""
+        self.temperature.fill_(check_temperature("SoftmaxGate.set_temperature", "temperature", temperature))
         self._passes = 0
 
     def extra_repr(self) -> str:
@@ -108,13 +111,9 @@ class TopKGate(Gate):
 
     def __init__(self, gate: Gate, k: int, noise_std: float = 0.0) -> None:
         super().__init__()
-        if k < 1:
-            raise argument_error("TopKGate", "k", k, "must be at least 1", "keep one expert or more")
-        if noise_std < 0:
-            raise argument_error("TopKGate", "noise_std", noise_std, "must not be negative", "pass 0 for no noise")
-        self.gate = gate
-        self.k = k
-        self.noise_std = noise_std
+        self.gate = a_module("TopKGate", "gate", gate, Gate)
+        self.k = integer("TopKGate", "k", k, 1)
+        self.noise_std = number("TopKGate", "noise_std", noise_std, minimum=0, remedy="pass 0 for no noise")
         self.renormalises = gate.renormalises
 
     def forward(self, logits: Tensor) -> Tensor:

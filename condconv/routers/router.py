@@ -8,6 +8,7 @@ There is no batch normalisation, so that a batch of one example trains.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from condconv.arguments import MOST_ELEMENTS, a_module, integer, probability
 from condconv.errors import argument_error
 from condconv.routers.gates import Gate, drop_experts
 
@@ -49,26 +51,20 @@ class Router(nn.Module):
     ) -> None:
         super().__init__()
         where = type(self).__name__
-        for name, value in (("in_channels", in_channels), ("num_experts", num_experts)):
-            if value < 1:
-                raise argument_error(where, name, value, "must be at least 1", f"pass a positive {name}")
-        if hidden_channels is not None and hidden_channels < 1:
-            raise argument_error(where, "hidden_channels", hidden_channels, "must be at least 1", "or None for none")
-        for name, p in (("dropout", dropout), ("expert_dropout", expert_dropout)):
-            if not 0 <= p < 1:
-                raise argument_error(where, name, p, "must lie in [0, 1)", "pass 0 to switch it off")
-        self.in_channels = in_channels
-        self.num_experts = num_experts
-        self.previous_experts = previous_experts
-        self.dropout = dropout
-        self.expert_dropout = expert_dropout
-        features = in_channels + previous_experts
-        if hidden_channels is None:
-            self.body = nn.Sequential(nn.Linear(features, num_experts))
-        else:
-            self.body = nn.Sequential(
-                nn.Linear(features, hidden_channels), nn.ReLU(), nn.Linear(hidden_channels, num_experts)
-            )
+        self.in_channels = integer(where, "in_channels", in_channels, 1)
+        self.num_experts = integer(where, "num_experts", num_experts, 1)
+        self.previous_experts = integer(where, "previous_experts", previous_experts, 0)
+        self.dropout = probability(where, "dropout", dropout)
+        self.expert_dropout = probability(where, "expert_dropout", expert_dropout)
+        hidden = None if hidden_channels is None else integer(where, "hidden_channels", hidden_channels, 1)
+        gate = a_module(where, "gate", gate, Gate)
+        features = self.in_channels + self.previous_experts
+        if max(features, self.num_experts) * (hidden or min(features, self.num_experts)) > MOST_ELEMENTS:
+            rule = f"makes a matrix for {features} features and {self.num_experts} experts, more than a tensor can have"
+            raise argument_error(where, "hidden_channels", hidden, rule, "reduce one of the three")
+        widths = [features, self.num_experts] if hidden is None else [features, hidden, self.num_experts]
+        layers: list[nn.Module] = [nn.Linear(a, b) for a, b in itertools.pairwise(widths)]
+        self.body = nn.Sequential(*layers) if hidden is None else nn.Sequential(layers[0], nn.ReLU(), layers[1])
         self.gate = gate
         self.reset_parameters()
 

@@ -7,7 +7,7 @@ to 1 over the first ten epochs (section 3.3): see `TemperatureSchedule`.
 
 from __future__ import annotations
 
-from condconv.errors import argument_error
+from condconv.arguments import integer
 from condconv.routers.gates import Gate, SoftmaxGate
 from condconv.routers.router import Router
 
@@ -36,8 +36,8 @@ class SqueezeExcite(Router):
         expert_dropout: float = 0.0,
         previous_experts: int = 0,
     ) -> None:
-        if reduction < 1:
-            raise argument_error("SqueezeExcite", "reduction", reduction, "must be at least 1", "the paper uses 4")
+        reduction = integer("SqueezeExcite", "reduction", reduction, 1)
+        in_channels = integer("SqueezeExcite", "in_channels", in_channels, 1)
         super().__init__(
             in_channels,
             num_experts,

@@ -165,7 +165,7 @@ class TrainConfig:
 
 
 def _check_share(share: str | None) -> None:
-    if share is None or share in ("none", "block", "network") or (share.isdigit() and int(share) > 0):
+    if share is None or share in ("none", "block", "network") or re.fullmatch("[1-9][0-9]{0,8}", share):
         return
     remedy = "pass none, block, network or a number of blocks"
     raise argument_error("train", "share", share, "is no way to share routers", remedy)

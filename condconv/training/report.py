@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from condconv.data import Source
+from condconv.files import write_bytes, write_text
 from condconv.training import figures
 from condconv.training.callbacks import Row
 from condconv.training.config import TrainConfig
 from condconv.training.console import duration
 from condconv.training.evaluation import Evaluation
-from condconv.training.files import write_bytes, write_text
 from condconv.training.networks import CONDITIONAL, STATIC, WIDENED, NetworkSpec
 from condconv.training.run_folder import RunFolder
 

@@ -71,7 +71,10 @@ def routing_report(
     for _, network, _ in networks:
         if conditional_layers(network):
             title = folder.path.name
-            return analyze(network, source, folder.path / "report", title=title, workers=workers, runs=recorded) / PAGE
+            report = analyze(
+                network, source, folder.path / "report", title=title, workers=workers, runs=recorded, replace=True
+            )
+            return report / PAGE
     return None
 
 

@@ -7,14 +7,12 @@ trained once. Each is locked while it is trained; two sweeps of the same study s
 from __future__ import annotations
 
 import csv
-import fcntl
 import hashlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from datetime import datetime, timezone
 from functools import cached_property
@@ -29,11 +27,11 @@ from condconv.analysis.analyze import validation_batches
 from condconv.analysis.collect import COUNTERFACTUAL_IMAGES, collect
 from condconv.data import Source, open_source, sources
 from condconv.errors import ArgumentError, CondConvError
+from condconv.files import Lock, write_text
 from condconv.machine import processor
 from condconv.training.building import CONDITIONAL, STATIC
 from condconv.training.config import NO_VARIANT, TrainConfig
 from condconv.training.experiment import resolve_device
-from condconv.training.files import write_text
 from condconv.training.interruption import StopRequest
 from condconv.training.networks import matching_width, plan_networks
 from condconv.training.run_folder import RunFolder
@@ -46,10 +44,6 @@ _POLL_S = 0.5
 
 class RunFailed(CondConvError):
     """A run ended without finishing; the message is its own last line."""
-
-
-class Busy(CondConvError):
-    """A run, or one that it starts from, is being trained by another process."""
 
 
 class Sweep:
@@ -91,14 +85,16 @@ class Sweep:
 
         Raises:
             RunFailed: it ended without finishing.
-            Busy: another process has it in hand.
+            BusyError: another process has it, or one that it starts from, in hand.
             Interrupted: the sweep was asked to stop; the run can be gone on with.
         """
         config = self._config(*cell)
-        with locked(self.out / f"{config.run_name}.lock") as lock:
-            folder = self._train(config, lock)
+        self.out.mkdir(parents=True, exist_ok=True)
+        with Lock(self.out / f"{config.run_name}.lock", config.run_name) as lock:
+            folder = self._train(config, lock.descriptor)
             row = self._row(cell, config, folder)
-        with locked(self.out / f"{self.study.name}.csv.lock", wait=True):
+        self.study.results.parent.mkdir(parents=True, exist_ok=True)
+        with Lock(self.study.results.with_suffix(".lock"), str(self.study.results), wait=True):
             write_row(self.study.results, row)
         return row
 
@@ -137,7 +133,7 @@ class Sweep:
         return folder.weights(_network(config))
 
     def _train(self, config: TrainConfig, lock: int) -> RunFolder:
-        """Run `condconv train` until the run is finished."""
+        """Run `condconv train` until the run is finished. It inherits the lock's descriptor, and so the lock."""
         if (finished := find_finished(self.out, config.run_name)) is not None:
             return finished
         unfinished = find_runs(self.out, config.run_name)
@@ -258,24 +254,6 @@ def read_metrics(folder: RunFolder) -> list[dict[str, str]]:
         return []
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
-
-
-@contextmanager
-def locked(path: Path, wait: bool = False) -> Iterator[int]:
-    """Hold a lock, and hand out its file descriptor: a process that inherits it holds the lock too.
-
-    Raises `Busy` where another process holds it and `wait` is not set.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise Busy(f"{path.stem}: in the hands of another process") from None
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def commit() -> str:
