@@ -63,7 +63,7 @@ class Cell:
 
     @property
     def macs_ratio(self) -> float:
-        """Multiply-adds relative to the static layer: mixing costs n for each weight, in training four times as much."""
+        """Multiply-adds relative to the static layer: mixing costs n for each weight, in training four times that."""
         positions = (-(-self.size // self.stride)) ** 2
         return 1 + EXPERTS / positions * (4 / 3 if self.work == "training" else 1)
 

@@ -40,7 +40,6 @@ SIZES = {
     "taps": 1,
     "stride": 2,
     "experts": 0.5,
-    "threads": 2,
 }
 """What is compared, and how much a factor of two in it counts."""
 
@@ -66,7 +65,6 @@ class Shape(NamedTuple):
     """The geometric mean of its dimensions."""
     experts: int
     """1 where the kernels are mixed already."""
-    threads: int
 
 
 class Question(NamedTuple):

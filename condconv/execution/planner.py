@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from condconv.context import ContextStack
 from condconv.errors import StrategyError
 from condconv.execution.batched_gemm import BatchedGemm
 from condconv.execution.fitted import Shape, instructions_here, ranking
@@ -51,40 +51,32 @@ strategies: Registry[Strategy] = Registry("strategy")
 for _strategy in (Reference(), Grouped(), BatchedGemm(), MixtureOfExperts(), Native(), Triton()):
     strategies.register(_strategy.name, _strategy)
 
-_local = threading.local()
+Watcher = Callable[[str, Tensor, Lowered, ConvGeometry], None]
+"""Called with (strategy, x, lowered, geometry) before a strategy runs."""
+
+_pinned: ContextStack[str] = ContextStack("pinned strategy")
+_watchers: ContextStack[Watcher] = ContextStack("watcher of execution")
 _plans: dict[tuple[object, ...], str] = {}
 
 
 @contextlib.contextmanager
 def use_strategy(name: str) -> Iterator[None]:
-    """Pin the execution strategy of every conditional layer that this thread runs inside the block.
+    """Pin the execution strategy of every conditional layer that this thread, or task, runs inside the block.
 
     It outranks the layers' own `strategy`; "auto" hands the choice back to the planner.
 
     Raises:
         UnknownNameError: no such strategy.
     """
-    before = getattr(_local, "pinned", None)
-    _local.pinned = check_strategy(name)
-    try:
+    with _pinned.holding(check_strategy(name)):
         yield
-    finally:
-        _local.pinned = before
-
-
-Watcher = Callable[[str, Tensor, Lowered, ConvGeometry], None]
-"""Called with (strategy, x, lowered, geometry) before a strategy runs."""
 
 
 @contextlib.contextmanager
 def watch_execution(watcher: Watcher) -> Iterator[None]:
-    """Show every execution of this thread inside the block to `watcher`."""
-    before = getattr(_local, "watcher", None)
-    _local.watcher = watcher
-    try:
+    """Show every execution of this context inside the block to `watcher`; the innermost one sees it."""
+    with _watchers.holding(watcher):
         yield
-    finally:
-        _local.watcher = before
 
 
 def executed_macs(
@@ -117,7 +109,8 @@ def choose(x: Tensor, lowered: Lowered, geometry: ConvGeometry, strategy: str, w
     Raises:
         StrategyError: the pinned strategy cannot serve this lowered form.
     """
-    pinned = getattr(_local, "pinned", None) or strategy
+    held = _pinned.values()
+    pinned = held[-1] if held else strategy
     if pinned == AUTO:
         return _plan(x, lowered, geometry)
     reason = strategies[pinned].supports(lowered, geometry)
@@ -131,9 +124,9 @@ def _plan(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> str:
     compiling, training = torch.compiler.is_compiling(), needs_gradient(x, lowered)
     if compiling or not x.is_cpu or isinstance(lowered, Packed) or _transformed():
         return _fastest(x, lowered, geometry, compiling, training)
-    kernels, threads = lowered.weight if isinstance(lowered, Kernels) else lowered.experts, torch.get_num_threads()
+    kernels = lowered.weight if isinstance(lowered, Kernels) else lowered.experts
     form = type(lowered), kernels.shape, kernels.dtype, geometry
-    question = x.shape, x.stride(1), x.dtype, *form, training, threads
+    question = x.shape, x.stride(1), x.dtype, *form, training
     answer = _plans.get(question)
     if answer is None:
         if len(_plans) >= MOST_PLANS:
@@ -195,7 +188,7 @@ def _measured(x: Tensor, lowered: Lowered, geometry: ConvGeometry, training: boo
     positions = math.prod(geometry.output_size(x.shape[2:], shape[2:]))
     stride = math.prod(geometry.stride) ** (1 / geometry.rank)
     experts = 1 if isinstance(lowered, Kernels) else lowered.num_experts
-    sizes = x.shape[0], positions, x.shape[1], out_channels, groups, taps, stride, experts, torch.get_num_threads()
+    sizes = x.shape[0], positions, x.shape[1], out_channels, groups, taps, stride, experts
     return ranking(Shape(kind, last, training, *sizes), instructions_here())
 
 
@@ -211,8 +204,8 @@ def _native_serves(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> bool:
 
 def execute(x: Tensor, lowered: Lowered, geometry: ConvGeometry, strategy: str) -> Tensor:
     """Convolve x (B, I, *space) with each example's own kernel, and add its bias; → (B, O, *space)."""
-    if not torch.compiler.is_compiling() and (watcher := getattr(_local, "watcher", None)) is not None:
-        watcher(strategy, x, lowered, geometry)
+    if not torch.compiler.is_compiling() and (watchers := _watchers.values()):
+        watchers[-1](strategy, x, lowered, geometry)
     if not torch.compiler.is_exporting() and x.shape[0] == 0:
         y = _empty_output(x, lowered, geometry)
     else:
