@@ -81,7 +81,7 @@ class NetworkBuilder:
             targets = None if self.config.targets is None else self.config.targets.split(" + ")
             convert(
                 model, self.variant, targets=targets, num_experts=self.config.num_experts, share=self._share(),
-                init="fresh", router=self._router(),
+                init="fresh", router=self._router(), **self._limit(),
             )  # fmt: skip
             initialise_experts(model)  # as the static twin draws its kernels, so that the two start alike
         if self.config.upcycle_from is not None:
@@ -95,7 +95,16 @@ class NetworkBuilder:
         return f"{self.variant}, {'/'.join(map(str, experts))} experts"
 
     def _conditional_arguments(self) -> dict[str, Any]:
-        return self.arguments | ({"num_experts": self.config.num_experts} if self.spec is not None else {})
+        if self.spec is None:
+            return self.arguments
+        return self.arguments | {"num_experts": self.config.num_experts, **self._limit()}
+
+    def _limit(self) -> dict[str, Any]:
+        """The limit on the overhead of mixing, and the size of the images that it needs."""
+        if self.config.max_overhead is None:
+            return {}
+        size = (self.source.channels, *self.source.image_size)
+        return {"max_overhead": self.config.max_overhead, "input_size": size}
 
     def _share(self) -> Share:
         share = self.config.share

@@ -75,6 +75,7 @@ class Experiment:
         self.source = open_source(config.data, skip_bad=config.skip_bad_images, num_classes=config.num_classes)
         require_class_count(config, self.source)
         self.source = self.source.limited(config.limit_train, config.limit_val).resized(config.input_size)
+        self.source = self.source.under(config.conditions)
         self.config = config
         self.batch_size = self._fitting_batch_size()
         workers = config.workers if config.workers is not None else default_workers(self.source)
