@@ -10,7 +10,7 @@ The blocks are timm's; only stem, shortcut and widths are written here.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 from timm.layers import DropPath, create_classifier
 from timm.models.resnet import BasicBlock
@@ -99,7 +99,9 @@ class CifarResNet(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """The last map: (B, C, H, W)."""
         x = self.act1(self.bn1(self.conv1(x)))
-        return self.layer3(self.layer2(self.layer1(x)))
+        for stage in (self.layer1, self.layer2, self.layer3):
+            x = cast(nn.Module, stage)(x)
+        return x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """The logits (B, num_classes) of the last map; the pooled features with `pre_logits`."""
