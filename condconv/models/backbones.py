@@ -305,7 +305,7 @@ def _build_cifar(
 
 
 def _cifar_strides(output_stride: int | None) -> tuple[int, ...]:
-    """Of stem and stages: as published (4 in total); a total of 2 is the stem's, and all stages see as many pixels."""
+    """Of stem and stages: as published (4 in total); a total of 2 is the stem's, and all stages see as many."""
     strides = {1: (1, 1, 1, 1), 2: (2, 1, 1, 1), 8: (2, 1, 2, 2), 16: (2, 2, 2, 2)}
     return STRIDES if output_stride is None else strides.get(output_stride, STRIDES)
 

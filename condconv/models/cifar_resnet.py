@@ -10,6 +10,7 @@ The blocks are timm's; only stem, shortcut and widths are written here.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, cast
 
 from timm.layers import DropPath, create_classifier
@@ -17,7 +18,9 @@ from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-CHANNELS = (16, 32, 64)
+CHANNELS = 16
+"""Of the first stage; twice as many after each stride, so that a layer costs the same ("if the feature map size is
+halved, the number of filters is doubled")."""
 STRIDES = (1, 1, 2, 2)
 """Of the stem and the three stages, as published."""
 
@@ -46,7 +49,7 @@ class CifarResNet(nn.Module):
         blocks: residual blocks of each stage, m.
         num_classes: width of the classifier; 0 for none.
         in_chans: channels of the image.
-        strides: of the stem and of the three stages.
+        strides: of the stem and of the three stages; a stage of stride 1 keeps the channels of the one before it.
         width: factor on all channels, the channels inside of a block included. Where a number of channels is not whole,
             some layers round it up and others down, so that multiply-adds grow in small steps with the width.
         drop_rate: dropout before the classifier.
@@ -66,7 +69,7 @@ class CifarResNet(nn.Module):
         global_pool: str = "avg",
     ) -> None:
         super().__init__()
-        outer, inner = spread_channels(blocks, width)
+        outer, inner = spread_channels(blocks, width, strides)
         self.num_classes = num_classes
         self.drop_rate = drop_rate
         self.conv1 = nn.Conv2d(in_chans, outer[0], 3, strides[0], 1, bias=False)
@@ -113,18 +116,17 @@ class CifarResNet(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-def spread_channels(blocks: int, width: float) -> tuple[list[int], list[int]]:
+def spread_channels(blocks: int, width: float, strides: Sequence[int] = STRIDES) -> tuple[list[int], list[int]]:
     """The channels of the three stages, and those inside of each block.
 
     Each of them is ⌊c · width + u⌋ with its own u in (0, 1), evenly spread, so that as the width grows they take their
     next channel one after another: 12 layers of 16 channels then have 11 widths between those of 16 and of 17 channels.
     """
+    plain = [CHANNELS * math.prod(strides[2 : stage + 2]) for stage in range(3)]
     places = 3 + 3 * blocks
     thresholds = [(place * _stride_through(places) % places + 0.5) / places for place in range(places)]
-    of_stage = [max(1, math.floor(c * width + u)) for c, u in zip(CHANNELS, thresholds, strict=False)]
-    of_block = [
-        max(1, math.floor(CHANNELS[block // blocks] * width + u)) for block, u in enumerate(thresholds[3:])
-    ]
+    of_stage = [max(1, math.floor(c * width + u)) for c, u in zip(plain, thresholds, strict=False)]
+    of_block = [max(1, math.floor(plain[block // blocks] * width + u)) for block, u in enumerate(thresholds[3:])]
     return of_stage, of_block
 
 
