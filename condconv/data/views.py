@@ -91,6 +91,11 @@ class ImageView(Dataset[Sample]):
         image = self.normalise(image, drawn)
         return Sample(image, int(self.images.labels[found]), index, found == index)
 
+    def condition_of(self, index: int) -> int:
+        """Of a validation image: which of the source's conditions it is under."""
+        assert self.normalise.conditions is not None and not self.train
+        return self.normalise.conditions.of(sample_seed(0, 0, index))
+
     def _load(self, index: int) -> tuple[int, Tensor | None]:
         if not self.skip_bad:
             return index, self.images.load(index)

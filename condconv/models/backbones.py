@@ -41,10 +41,6 @@ _MOBILENET_V1 = (
     "dsa_r6_k3_s2_c512",
     "dsa_r2_k3_s2_c1024",
 )
-# "Shallow MobileNet" of the MobileNets paper (Howard et al. 2017, table 5): without five of the six layers at 14 x 14.
-_MOBILENET_V1_SHALLOW = tuple(stage.replace("_r6_", "_r1_") for stage in _MOBILENET_V1)
-# For images of about 32 pixels: 16 channels where the maps are large, so that little is lost early, and few later on.
-_MOBILENET_V1_TINY = ("dsa_r1_k3_s1_c16", "dsa_r2_k3_s2_c24", "dsa_r1_k3_s2_c16", "dsa_r4_k3_s1_c16")
 _MOBILENET_V2 = (
     "ds_r1_k3_s1_c16",
     "ir_r2_k3_s2_e6_c24",
@@ -144,8 +140,6 @@ def _mobilenet_rows() -> list[Backbone]:
                 timm_name="mobilenetv1_100" if percent == 100 else None,
             )
         )  # fmt: skip
-    rows.append(Backbone("mobilenetv1_shallow", EfficientNet, _MOBILENET_V1_SHALLOW, activation="relu6"))
-    rows.append(Backbone("mobilenetv1_tiny", EfficientNet, _MOBILENET_V1_TINY, stem=16, activation="relu6"))
     for percent in (35, 50, 75, 100):
         rows.append(
             Backbone(
