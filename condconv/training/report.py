@@ -113,7 +113,7 @@ def next_commands(folder: RunFolder) -> str:
     commands = (
         (f"condconv eval {folder.path}", "what it gets right and wrong, class by class"),
         ("condconv train --data FOLDER --twin", "the same with your own images"),
-        ("condconv convert resnet18 --input-size 3 224 224", "what mixing would cost another network"),
+        ("condconv convert resnet18 --max-overhead 0.05", "where mixing is cheap in another network"),
     )
     return "\n".join(["next:", *(f"  {command}    # {why}" for command, why in commands)])
 
