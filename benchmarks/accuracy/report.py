@@ -143,6 +143,7 @@ def section(outcome: Outcome) -> Iterator[str]:
         )
         yield f"![{study.title}]({PICTURES}/{study.name}.svg)\n"
         yield from gains(outcome)
+        yield from by_condition(outcome)
         yield from checks(outcome)
     yield from claims(outcome)
     if study.remarks:
@@ -204,6 +205,32 @@ def against(outcome: Outcome, arm: str, other: str | None) -> list[str]:
     """A gain, and over whom."""
     difference = None if other is None else outcome.difference(arm, other)
     return ["not run", "–"] if difference is None or other is None else [shown(difference, sign=True), other]
+
+
+def by_condition(outcome: Outcome) -> Iterator[str]:
+    """The accuracy of each arm under each condition, where that was evaluated."""
+    path = outcome.study.results.with_name(f"{outcome.study.name}_by_condition.csv")
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = list(dict.fromkeys(row["condition"] for row in rows))
+    unseen = {row["condition"] for row in rows if row["seen"] == "0"}
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+
+    def cells(arm: str) -> list[str]:
+        def values(name: str) -> list[float]:
+            return [float(row["top1_pct"]) for row in rows if (row["arm"], row["condition"]) == (arm, name)]
+
+        return [arm, *(f"{sum(values(name)) / len(values(name)):.2f}" for name in names)]
+
+    seeds = len({row["seed"] for row in rows})
+    yield (
+        f"Top-1 / % with all validation images under one condition, mean over {seeds} "
+        f"seed{'s' * (seeds > 1)} (*: no training image was under it):\n"
+    )
+    head = [f"{name}{' *' if name in unseen else ''}" for name in names]
+    yield from table(["arm", *head], map(cells, arms))
 
 
 def checks(outcome: Outcome) -> Iterator[str]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 
 from condconv.counting import count
 from condconv.data import Source
-from condconv.errors import ArgumentError
+from condconv.errors import ArgumentError, argument_error
 from condconv.registry import unknown_name_message
 from condconv.training.building import CONDITIONAL, STATIC, WIDENED, NetworkBuilder
-from condconv.training.config import NO_VARIANT, TrainConfig
+from condconv.training.config import NO_VARIANT, SMALL_INPUT_STRIDES, TrainConfig
 from condconv.variants import variants
 
 WIDTH_TOLERANCE = 0.02
@@ -52,6 +53,7 @@ def plan_networks(config: TrainConfig, source: Source) -> list[NetworkSpec]:
     planner = _Planner(config, source)
     builder = planner.builder
     static = planner.spec(STATIC, builder.static, "the network with ordinary, static convolutions", NO_VARIANT)
+    _require_pixels(config, source, builder.static())
     if config.variant == NO_VARIANT:
         return [static]
     conditional = planner.spec(CONDITIONAL, builder.conditional, builder.conditional_description(), builder.variant)
@@ -61,6 +63,18 @@ def plan_networks(config: TrainConfig, source: Source) -> list[NetworkSpec]:
     afresh = "" if config.upcycle_from is None else ", from fresh weights"
     description = f"static, {width:.4g} times as wide{afresh}"
     return [conditional, static, planner.spec(WIDENED, lambda: builder.static(width), description, NO_VARIANT)]
+
+
+def _require_pixels(config: TrainConfig, source: Source, network: nn.Module) -> None:
+    """Raise `ArgumentError` where the images are smaller than the network's total stride."""
+    info: Any = getattr(network, "feature_info", None)
+    levels = getattr(info, "info", info)
+    total = max((level["reduction"] for level in levels), default=1) if isinstance(levels, list) else 1
+    side = min(source.image_size)
+    if side < total:
+        rule = f"is smaller than the total stride of {config.model}, {total}"
+        remedy = f"pass --output-stride {SMALL_INPUT_STRIDES[0]} or less, or --input-size {total} or more"
+        raise argument_error("train", "input_size", side, rule, remedy)
 
 
 def overhead_advice(config: TrainConfig, source: Source, specs: Sequence[NetworkSpec]) -> Iterator[str]:
