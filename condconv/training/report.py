@@ -146,11 +146,12 @@ def _by_condition(results: Sequence[NetworkResult]) -> list[str]:
     names = list(results[0].evaluation.by_condition)
     if not names:
         return []
-    head = [" | ".join(["| network", *names]) + " |", "|:---" + "|---:" * len(names) + "|"]
+    networks = (result.spec.name for result in results)
+    head = [" | ".join(["| condition", *networks]) + " |", "|:---" + "|---:" * len(results) + "|"]
     rows = []
-    for result in results:
-        shares = (f"{100 * result.evaluation.by_condition[name]:.2f} %" for name in names)
-        rows.append(" | ".join([f"| {result.spec.name}", *shares]) + " |")
+    for name in names:
+        shares = (f"{100 * result.evaluation.by_condition[name]:.2f} %" for result in results)
+        rows.append(" | ".join([f"| {name}", *shares]) + " |")
     return ["Accuracy by the condition that an image is under:", "\n".join([*head, *rows])]
 
 
