@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -98,7 +99,8 @@ def recipe_for(settings: dict[str, Any]) -> list[str]:
     side = settings["input_size"] or min(source.image_size)
     if side >= SMALL_INPUT:
         return []
-    print(f"notice: images of {side} pixels, no --model: recipe {SMALL_RECIPE}; --model or --recipe names another")
+    if os.environ.get("RANK", "0") == "0":
+        print(f"notice: images of {side} pixels, no --model: recipe {SMALL_RECIPE}; --model or --recipe names another")
     return ["--recipe", SMALL_RECIPE]
 
 

@@ -237,8 +237,9 @@ def network_of(config: TrainConfig) -> str:
 
 
 def changed(config: TrainConfig) -> dict[str, Any]:
-    """The settings that are not the defaults."""
-    return {f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) != f.default}
+    """The settings that are not the defaults, and the model, without which small images would get their recipe."""
+    given = {f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) != f.default}
+    return given | {"model": config.model}
 
 
 def find_runs(out: Path, name: str) -> list[RunFolder]:
