@@ -57,7 +57,7 @@ SMALL_IMAGES = """
 ## Networks for small images
 
 He et al. (2016), section 4.2, for images of 3×32×32: as published (total stride 4), and with total stride 2, which
-keeps the channels of stages that do not downsample; conditional: eight experts in all blocks, a router for each layer.
+keeps the channels of stages that do not downsample; conditional: eight experts in all blocks, a router for each block.
 
 | network | total stride | static: multiply-adds | parameters | published | conditional: multiply-adds | parameters \
 | overhead |
@@ -92,7 +92,7 @@ def counted_small(name: str, stride: int) -> Line:
     """Count a network for small images, static and with eight experts in its blocks."""
     static = create_model(name, num_classes=10, output_stride=stride)
     before = count(static, (3, 32, 32))
-    after = count(convert(static, "condconv", num_experts=8, targets="layer", share=None, init="fresh"), (3, 32, 32))
+    after = count(convert(static, "condconv", num_experts=8, targets="layer", share="block", init="fresh"), (3, 32, 32))
     numbers = (before.macs, before.params, after.macs, after.params)
     line = dict(zip(("static_macs", "static_params", "macs", "params"), map(str, numbers), strict=True))
     return {"name": f"{name}/{stride}", "input": "3x32x32", **line, "convention": after.convention}

@@ -158,7 +158,7 @@ def on_device(source: Source, device: torch.device) -> list[tuple[Tensor, Tensor
 
 def arms(common: TrainConfig, source: Source) -> dict[str, TrainConfig]:
     """The settings of each arm."""
-    experts = replace(common, variant="condconv", num_experts=8, share="none")
+    experts = replace(common, variant="condconv", num_experts=8, share="block")
     return {
         "static": common,
         "condconv8": experts,
