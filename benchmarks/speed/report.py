@@ -259,9 +259,9 @@ def planner(lines: Sequence[Line], checks: Sequence[Line]) -> list[str]:
     text = (
         f"`benchmarks/results/planner.csv` has {len(lines)} cells, measured with one thread on {machines}, held to "
         "each instruction set; the package has what `python -m benchmarks.speed.planner_fit` makes of them. How often "
-        "each strategy is the fastest, and how many times as slow as the fastest one the fit's choice is for cells that "
-        f"it has not seen (an eighth left out in turn): how many exceed {SLOWEST}, geometric mean, 95th percentile and "
-        "worst, the latter at most 4:"
+        "each strategy is the fastest, and how many times as slow as the fastest one the fit's choice is for cells "
+        f"that it has not seen (an eighth left out in turn): how many exceed {SLOWEST}, geometric mean, 95th "
+        "percentile and worst, the latter at most 4:"
     )
     checked = {tuple(line[part] for part in QUESTION): line for line in checks}
     head = (*QUESTION, *names, f"above {SLOWEST}", "mean", "95 %", "worst")

@@ -27,6 +27,10 @@ def make_parser() -> Parser:
     )  # fmt: skip
     parser.add_argument("--init", type=str, default="upcycle", help="upcycle or fresh")
     parser.add_argument(
+        "--max-overhead", type=float, default=None, metavar="SHARE",
+        help="leave out layers whose mixing costs more than this share of their convolution, as in 0.05",
+    )  # fmt: skip
+    parser.add_argument(
         "--pretrained", action="store_true", default=False, help="start from published weights (download)"
     )
     parser.add_argument("--out", type=str, default=None, metavar="FOLDER", help="save the converted network here")
@@ -49,6 +53,7 @@ def run(arguments: Sequence[str]) -> int:
         share=share,
         init=settings.init,
         input_size=input_size(settings.input_size, model),
+        max_overhead=settings.max_overhead,
     )
     print(made)
     if settings.out is not None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from condconv.data.conditions import Conditions, parse_conditions
 from condconv.errors import DataError
 from condconv.limits import limit
 
@@ -79,6 +80,7 @@ class Source:
     `image_size` is (H, W) of what the network gets. `native` says that the stored images have that size; otherwise they
     are cropped and resized to it. `flip` says that a mirrored image keeps its class. `mean` and `std` have one value
     per channel, on [0, 1]. `skipped` lists what was left out because the caller asked for bad samples to be skipped.
+    `conditions` are those that the images are put under, in training and validation.
     """
 
     name: str
@@ -92,6 +94,7 @@ class Source:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     skipped: tuple[str, ...] = field(default=())
+    conditions: Conditions | None = None
 
     @property
     def in_memory(self) -> bool:
@@ -101,6 +104,10 @@ class Source:
     def limited(self, train: int | None, val: int | None) -> Source:
         """The source with at most `train` and `val` images: a fixed random subset, the same for every seed."""
         return replace(self, train=_subset(self.train, train), val=_subset(self.val, val))
+
+    def under(self, conditions: str | None) -> Source:
+        """The source with its images under the conditions of that text (see `parse_conditions`); none where None."""
+        return self if conditions is None else replace(self, conditions=parse_conditions(conditions, self.image_size))
 
     def resized(self, side: int | None) -> Source:
         """The source with images of `side` x `side` pixels for the network; as it is where None."""

@@ -24,6 +24,7 @@ def fuse_routers(model: nn.Module) -> None:
     """Turn the routers of one linear layer into fused ones, in place; their parameters stay where they are."""
     for module in model.modules():
         if type(module) is PooledLinear and len(module.body) == 1 and module.previous_experts == 0:
+            module.fold_norm()
             module.__class__ = FusedRouter
 
 

@@ -3,7 +3,7 @@
     α(x) = drop( gate( body( [GAP(x), α_previous] ) ) )
 
 The pieces are exchangeable: `body` maps the pooled features to logits, `gate` maps logits to coefficients.
-There is no batch normalisation, so that a batch of one example trains.
+With `normalise`, the pooled features are normalised first; a batch of one example trains either way.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from condconv.arguments import MOST_ELEMENTS, a_module, integer, probability
 from condconv.errors import argument_error
 from condconv.routers.gates import Gate, drop_experts
+from condconv.routers.normalisation import EPSILON, PooledNorm
 
 
 class Router(nn.Module):
@@ -33,6 +34,7 @@ class Router(nn.Module):
         expert_dropout: probability with which an expert's coefficient is zeroed in training, for each example apart.
         previous_experts: length of the previous routing's coefficients, which are concatenated to the pooled input
             (hierarchical routing, CondConv table 4); 0 where there is none.
+        normalise: normalise what goes into the first linear layer (see `PooledNorm`); not in the papers.
 
     Raises:
         ArgumentError: a count below one, or a probability outside [0, 1).
@@ -48,6 +50,7 @@ class Router(nn.Module):
         dropout: float = 0.0,
         expert_dropout: float = 0.0,
         previous_experts: int = 0,
+        normalise: bool = False,
     ) -> None:
         super().__init__()
         where = type(self).__name__
@@ -65,6 +68,7 @@ class Router(nn.Module):
         widths = [features, self.num_experts] if hidden is None else [features, hidden, self.num_experts]
         layers: list[nn.Module] = [nn.Linear(a, b) for a, b in itertools.pairwise(widths)]
         self.body = nn.Sequential(*layers) if hidden is None else nn.Sequential(layers[0], nn.ReLU(), layers[1])
+        self.norm = PooledNorm(features) if normalise else None
         self.gate = gate
         self.reset_parameters()
 
@@ -77,6 +81,16 @@ class Router(nn.Module):
     @property
     def _linears(self) -> list[nn.Linear]:
         return [layer for layer in self.body if isinstance(layer, nn.Linear)]
+
+    @torch.no_grad()
+    def fold_norm(self) -> None:
+        """Fold the running statistics of a normalised input into the first linear layer, for evaluation."""
+        if self.norm is None:
+            return
+        first, scale = self._linears[0], torch.rsqrt(self.norm.variance + EPSILON)
+        first.weight.mul_(scale)
+        first.bias.sub_(first.weight @ self.norm.mean)
+        self.norm = None
 
     def reset_to_constant(self) -> None:
         """Set the last linear layer to zero: every example then gets the same coefficients, until training moves it."""
@@ -110,6 +124,8 @@ class Router(nn.Module):
         z = _global_average(x, self._linears[0].weight)
         if previous is not None:
             z = torch.cat([z, previous.to(z.dtype)], dim=1)
+        if self.norm is not None:
+            z = self.norm(z)
         z = F.dropout(z, self.dropout, self.training)
         for layer in self.body:
             z = _linear(z, layer.weight, layer.bias) if isinstance(layer, nn.Linear) else layer(z)

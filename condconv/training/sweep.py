@@ -88,7 +88,7 @@ class Sweep:
             BusyError: another process has it, or one that it starts from, in hand.
             Interrupted: the sweep was asked to stop; the run can be gone on with.
         """
-        config = self._config(*cell)
+        config = self.config(*cell)
         self.out.mkdir(parents=True, exist_ok=True)
         with Lock(self.out / f"{config.run_name}.lock", config.run_name) as lock:
             folder = self._train(config, lock.descriptor)
@@ -98,7 +98,7 @@ class Sweep:
             write_row(self.study.results, row)
         return row
 
-    def _config(self, arm: str, seed: int) -> TrainConfig:
+    def config(self, arm: str, seed: int) -> TrainConfig:
         """The settings of one run, with what the arm takes from other arms filled in."""
         settings = {**self.study.common, **self.study.arms[arm]}
         target, start = settings.pop(WIDENED_TO, None), settings.pop(START_FROM, None)
@@ -106,7 +106,7 @@ class Sweep:
             settings |= {"variant": NO_VARIANT, "width": self._width(target)}
         identity = {**settings, "data": self.study.data}
         if start is not None:
-            identity[START_FROM] = self._config(start, seed).run_name.rsplit("-seed", 1)[0]
+            identity[START_FROM] = self.config(start, seed).run_name.rsplit("-seed", 1)[0]
             settings["upcycle_from"] = str(self._weights(start, seed))
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
         experts = settings.get("num_experts", "")
@@ -119,18 +119,18 @@ class Sweep:
     def _width(self, arm: str) -> float:
         """The width of the static network with the multiply-adds of an arm."""
         if arm not in self._widths:
-            self._widths[arm] = round(matching_width(self._config(arm, self.study.seeds[0]), self.source), 6)
+            self._widths[arm] = round(matching_width(self.config(arm, self.study.seeds[0]), self.source), 6)
         return self._widths[arm]
 
     def _weights(self, arm: str, seed: int) -> Path:
         """The trained weights of another arm, which is run first where it is not finished."""
-        config = self._config(arm, seed)
+        config = self.config(arm, seed)
         folder = find_finished(self.out, config.run_name)
         if folder is None:
             self.run((arm, seed))
             folder = find_finished(self.out, config.run_name)
             assert folder is not None
-        return folder.weights(_network(config))
+        return folder.weights(network_of(config))
 
     def _train(self, config: TrainConfig, lock: int) -> RunFolder:
         """Run `condconv train` until the run is finished. It inherits the lock's descriptor, and so the lock."""
@@ -199,15 +199,15 @@ class Sweep:
         """Multiply-adds of an arm over those of the static network of its shape (of the arm it is widened to)."""
         arm, seed = cell
         target = self.study.arms[arm].get(WIDENED_TO, arm)
-        planned = plan_networks(self._config(target, seed), self.source)[0]
+        planned = plan_networks(self.config(target, seed), self.source)[0]
         if target == arm:
             return planned.ratio
-        widened = plan_networks(self._config(arm, seed), self.source)[0]
+        widened = plan_networks(self.config(arm, seed), self.source)[0]
         return widened.cost.macs / planned.cost.macs * planned.ratio
 
     def _checks(self, config: TrainConfig, folder: RunFolder, source: Source) -> dict[str, str]:
         """Accuracy in % on 2,000 validation images with changed coefficients, where the study asks for it."""
-        if not self.study.routing_checks or _network(config) == STATIC:
+        if not self.study.routing_checks or network_of(config) == STATIC:
             return dict.fromkeys(CHECKS, "")
         model, source = load_trained(folder.path, CONDITIONAL, source.limited(None, COUNTERFACTUAL_IMAGES))
         model.to(resolve_device(config.device))
@@ -227,13 +227,15 @@ def data_of(study: Study, data: str | None) -> str:
     return data
 
 
-def _network(config: TrainConfig) -> str:
+def network_of(config: TrainConfig) -> str:
+    """The name of the network that a run of a study trains."""
     return STATIC if config.variant == NO_VARIANT else CONDITIONAL
 
 
 def changed(config: TrainConfig) -> dict[str, Any]:
-    """The settings that are not the defaults."""
-    return {f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) != f.default}
+    """The settings that are not the defaults, and the model, without which small images would get their recipe."""
+    given = {f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) != f.default}
+    return given | {"model": config.model}
 
 
 def find_runs(out: Path, name: str) -> list[RunFolder]:

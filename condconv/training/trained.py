@@ -27,6 +27,8 @@ def trained_networks(path: Path) -> list[str]:
 def load_trained(path: Path, network: str, source: Source) -> tuple[nn.Module, Source]:
     """Return a network of a run, and the data set as that network wants it (size, normalisation).
 
+    A data set that is under no conditions is put under those of the run.
+
     Raises:
         CheckpointError: not a run folder, no such network in it, or weights that do not fit.
         ArgumentError: a data set of other classes.
@@ -40,6 +42,8 @@ def load_trained(path: Path, network: str, source: Source) -> tuple[nn.Module, S
         )
     native = source.native and source.image_size == wanted.image_size
     source = replace(source, image_size=wanted.image_size, native=native, mean=wanted.mean, std=wanted.std)
+    if source.conditions is None:
+        source = source.under(RunFolder(path).read_config().conditions)
     return trained_model(path, network, wanted), source
 
 

@@ -128,7 +128,7 @@ def test_asked_to_stop_it_ends_the_run_and_goes_on_with_it_later(tmp_path: Path,
 
 def test_a_run_in_other_hands_is_left_to_them(tmp_path: Path, make: Make) -> None:
     sweep = make()
-    name = sweep._config("static", 0).run_name
+    name = sweep.config("static", 0).run_name
     (tmp_path / "runs").mkdir(exist_ok=True)
     with Lock(tmp_path / "runs" / f"{name}.lock", name), pytest.raises(BusyError, match=f"{name}: in use by process"):
         sweep.run(("static", 0))
