@@ -32,7 +32,7 @@ NOISE = 0.1
 """The variance of what a measurement is off, beside that of the deviations from the trend."""
 HOPELESS = 4
 """A strategy without a time was at least so many times as slow as the fastest, or cannot serve."""
-KEPT = 40
+KEPT = 32
 """Shapes of a question that the fit keeps."""
 FOLDS = 8
 QUESTION = ("instructions", "work", "kind", "layout")
