@@ -14,7 +14,7 @@ import condconv
 
 PACKAGE = Path(condconv.__file__).parent
 FLOORS = [
-    {"errors", "arguments", "context", "files", "limits", "reading", "registry", "geometry", "machine"},
+    {"errors", "arguments", "context", "files", "limits", "reading", "tables", "registry", "geometry", "machine"},
     {"lowered", "packed"},
     {"routers", "banks", "execution", "observation", "reuse"},
     {"layers"},
