@@ -52,7 +52,7 @@ def table() -> str:
         bad[row["kind"]] += int(row["bad"])
         names[row["kind"]] += 1
     lines = ["| attacked with | number | of | bad |", "|---|---:|---:|---:|"]
-    lines += [f"| {text} | {total[kind]:,} | {names[kind]} | {bad[kind]} |" for kind, text in KINDS.items()]
+    lines += [f"| {text} | {total[kind]:,} | {names[kind]} | {bad[kind]} |" for kind, text in KINDS.items() if names[kind]]
     return "\n".join(lines)
 
 
