@@ -52,7 +52,8 @@ def table() -> str:
         bad[row["kind"]] += int(row["bad"])
         names[row["kind"]] += 1
     lines = ["| attacked with | number | of | bad |", "|---|---:|---:|---:|"]
-    lines += [f"| {text} | {total[kind]:,} | {names[kind]} | {bad[kind]} |" for kind, text in KINDS.items() if names[kind]]
+    noted = [(kind, text) for kind, text in KINDS.items() if names[kind]]
+    lines += [f"| {text} | {total[kind]:,} | {names[kind]} | {bad[kind]} |" for kind, text in noted]
     return "\n".join(lines)
 
 
