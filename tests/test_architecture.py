@@ -14,7 +14,10 @@ import condconv
 
 PACKAGE = Path(condconv.__file__).parent
 FLOORS = [
-    {"errors", "arguments", "context", "files", "limits", "reading", "registry", "geometry", "machine", "timing"},
+    {
+        "errors", "arguments", "context", "files", "limits", "reading", "tables", "registry", "geometry", "machine",
+        "timing",
+    },  # fmt: skip
     {"lowered", "packed"},
     {"routers", "banks", "execution", "observation", "reuse"},
     {"layers"},

@@ -16,6 +16,7 @@ from condconv.analysis.page import render
 from condconv.analysis.results import Analysis, ImageAccess
 from condconv.analysis.tables import write_tables
 from condconv.files import whole_folder
+from condconv.tables import visible
 
 PAGE = "report.html"
 
@@ -49,13 +50,13 @@ def write_report(
     drawn = draw(analysis, images, runs, layers, classes)
     with whole_folder(out, replace=replace) as folder:
         tables = write_tables(folder.path, analysis, runs)
-        pictures = {figure.name: to_svg(figure) for figure in drawn}
+        pictures = {figure.name: visible(to_svg(figure)) for figure in drawn}
         for name, svg in pictures.items():
-            (folder.path / f"{name}.svg").write_text(svg, encoding="utf-8")
+            (folder.path / f"{name}.svg").write_text(svg, encoding="utf-8", errors="surrogateescape")
         footer = f"Made by condconv analyze; torch {torch.__version__}. One file: it loads nothing from elsewhere."
         explorer = explorer_data(analysis, images)
         page = render(analysis, drawn, pictures, advise(analysis), explorer, tables, images, footer)
-        (folder.path / PAGE).write_text(page, encoding="utf-8")
+        (folder.path / PAGE).write_text(visible(page), encoding="utf-8", errors="surrogateescape")
     return folder.path
 
 

@@ -23,6 +23,7 @@ from condconv.data import Source
 from condconv.errors import ArgumentError
 from condconv.files import Lock, whole_file
 from condconv.inference.assessment import evaluation_loader, require_classes
+from condconv.tables import cells
 
 FORMATS = (".csv", ".parquet")
 _ROWS_AT_ONCE = 10_000
@@ -184,10 +185,10 @@ def _read(growing: Path) -> Iterator[Answer]:
 def _rows(growing: Path, source: Source, top_k: int) -> Iterator[list[str | float | None]]:
     """The rows of the table, with empty cells for a damaged image."""
     for place, answer in enumerate(_read(growing)):
-        cells: list[str | float | None] = [source.val.where(place)]
+        row: list[str | float | None] = [source.val.where(place)]
         for name, p in answer:
-            cells += [name, p]
-        yield cells if answer else cells + [None] * (2 * top_k)
+            row += [name, p]
+        yield row if answer else row + [None] * (2 * top_k)
 
 
 def _columns(top_k: int) -> list[str]:
@@ -198,7 +199,7 @@ def _write_csv(path: Path, growing: Path, source: Source, top_k: int) -> None:
     with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(_columns(top_k))
-        writer.writerows(_rows(growing, source, top_k))
+        writer.writerows(map(cells, _rows(growing, source, top_k)))
 
 
 def _write_parquet(path: Path, growing: Path, source: Source, top_k: int) -> None:

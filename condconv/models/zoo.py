@@ -64,8 +64,7 @@ def create_model(
         UnknownNameError: the name is neither here nor in timm; the message lists the closest ones.
         ArgumentError: an argument out of range, unknown to the network, or of no use to it.
     """
-    where = "create_model"
-    text(where, "name", name)
+    where = f"create_model({text('create_model', 'name', name)!r})"
     flag(where, "features_only", features_only)
     flag(where, "pretrained", pretrained)
     integer(where, "in_chans", in_chans, 1)

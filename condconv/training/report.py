@@ -14,6 +14,7 @@ from torch import nn
 
 from condconv.data import Source
 from condconv.files import write_bytes, write_text
+from condconv.tables import visible
 from condconv.training import figures
 from condconv.training.callbacks import Row
 from condconv.training.config import TrainConfig
@@ -104,7 +105,7 @@ def write_report(
         ),
         *(f"![{name.removesuffix('.png').replace('_', ' ')}]({name})" for name in pictures),
     ]
-    write_text(folder.summary, "\n\n".join(parts) + "\n")
+    write_text(folder.summary, visible("\n\n".join(parts)) + "\n")
     return "\n\n".join([table, *_remarks(results)[1:], *said, next_commands(folder)])
 
 

@@ -21,6 +21,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.reliability.counts import note
+
 CHANGES = {"os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.truncate"}
 LIMIT_S = 120
 Words = Sequence[str]
@@ -197,5 +199,6 @@ def run(name: str, every: int = 1, first: int = 0) -> int:
     bad = [outcome for outcome in outcomes if outcome.problem]
     for outcome in bad:
         print(f"{name}: {outcome.point}: {outcome.problem}")
-    print(f"{len(outcomes)} kills of {name}, {len(bad)} bad")
+    if every == 1:
+        note("kills", name, len(outcomes), len(bad))
     return 1 if bad or not outcomes else 0

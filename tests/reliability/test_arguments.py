@@ -18,6 +18,7 @@ from torch import nn
 
 import condconv
 from condconv.errors import CondConvError
+from tests.reliability.counts import note
 
 ABSURD: dict[str, Any] = {
     "None": None, "True": True, "NaN": float("nan"), "inf": float("inf"), "-inf": float("-inf"), "2.5": 2.5,
@@ -125,7 +126,7 @@ def test_absurd_arguments(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     cells, problems = attack(name, function, usual, 1)
-    print(f"{cells} cells of {name}, {len(problems)} bad")
+    note("arguments", name, cells, len(problems))
     assert not problems, "\n".join(problems)
 
 

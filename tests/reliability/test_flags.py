@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from condconv.cli.main import main
+from tests.reliability.counts import note
 
 ABSURD = (
     "", " ", "²", "٣", "-3", "0", "2.5", "nan", "inf", "-inf", "1e400", "9" * 20, "9" * 5000, "text", "a\0b", "\udcff",
@@ -57,7 +58,7 @@ def test_absurd_values(
     monkeypatch.chdir(tmp_path)
     cells, problems = attack(verb, capsys, 1)
     with capsys.disabled():
-        print(f"{cells} cells of {verb}, {len(problems)} bad")
+        note("flags", verb, cells, len(problems))
     assert not problems, "\n".join(problems)
 
 

@@ -34,6 +34,7 @@ from condconv.training.study import read_rows, read_study
 from condconv.training.trained import stored_source
 from tests.data.writers import idx_bytes, jpeg, shard_samples, write_tar
 from tests.models.bundle_writer import write_bundle
+from tests.reliability.counts import note
 from tests.training.test_study import write_study
 
 LIMIT_S = 10.0
@@ -201,7 +202,7 @@ def attack(name: str, folder: Path, flips: int, every: int = 1) -> tuple[int, li
 @pytest.mark.parametrize("name", FORMATS)
 def test_spoiled_files(name: str, tmp_path: Path) -> None:
     count, problems = attack(name, tmp_path, 60 if name in SLOW else 250)
-    print(f"{count} files of {name}, {len(problems)} bad")
+    note("files", name, count, len(problems))
     assert not problems, "\n".join(problems[:10])
 
 
