@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 import pickle
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from condconv.errors import CheckpointError
 from condconv.files import write_bytes
 from condconv.reading import open_regular
+from condconv.training.config import TrainConfig
 from condconv.training.interruption import Interrupted, StopRequest, agree
 
 FORMAT = 1
@@ -71,8 +73,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def require_same_run(
     path: Path, checkpoint: dict[str, Any], identity: dict[str, Any], module: pl.LightningModule
 ) -> None:
-    """Raise `CheckpointError` unless the checkpoint is of this run's network: same settings, same tensors."""
-    saved = checkpoint["condconv"]["identity"]
+    """Raise `CheckpointError` unless the checkpoint is of this run's network: same settings, same tensors.
+
+    A setting that there was not when the checkpoint was written is as it was then: its default.
+    """
+    defaults = {field.name: field.default for field in fields(TrainConfig) if field.name in identity}
+    saved = {**defaults, **checkpoint["condconv"]["identity"]}
     differing = [
         f"{key} {saved.get(key)!r} there, {identity.get(key)!r} here"
         for key in sorted(saved.keys() | identity.keys())

@@ -146,3 +146,9 @@ def test_another_recipe_or_other_classes_are_refused_before_the_first_step(
     module = ClassificationModule(torch.nn.Identity(), config, num_classes=9, steps_per_epoch=1, global_batch=1)
     with pytest.raises(CheckpointError, match="another run .classes 10 there, 9 here"):
         require_same_run(path, saved, identity, module)
+    # As a version would have written it that knew no tuning; and then with tuning asked for.
+    del saved["condconv"]["identity"]["tune"]
+    with pytest.raises(CheckpointError, match="another run .classes 10 there, 9 here; tune False there, True here"):
+        require_same_run(path, saved, {**identity, "tune": True}, module)
+    with pytest.raises(CheckpointError, match="another run .classes 10 there, 9 here.;"):
+        require_same_run(path, saved, identity, module)
