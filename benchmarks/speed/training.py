@@ -85,11 +85,13 @@ def rows(cell: Cell, given: argparse.Namespace, roofline: Roofline) -> Iterator[
         work = Work.of(given.model, kind, cell.size)
         limit = limit_ms(work, cell.batch, roofline)
         read = 4 * (work.static_weights + work.expert_weights)
-        used = {} if given.quick or cell.mode == COMPILED else memory.measure(raw_network(kind, given.model), x, training=True)
+        weighed = not given.quick and cell.mode == EAGER
+        used = memory.measure(raw_network(kind, given.model), x, training=True) if weighed else {}
         ratio = (3 * work.convolution + 4 * work.mixing) / (3 * static_work.convolution)
         yield {
-            "cell": cell.name, "model": given.model, "mode": cell.mode, "batch": cell.batch, "size": cell.size, "contender": kind,
-            "strategy": ran[kind], **timing_columns(timings[kind], timings[STATIC]), "macs_ratio": f"{ratio:.3f}",
+            "cell": cell.name, "model": given.model, "mode": cell.mode, "batch": cell.batch, "size": cell.size,
+            "contender": kind, "strategy": ran[kind], **timing_columns(timings[kind], timings[STATIC]),
+            "macs_ratio": f"{ratio:.3f}",
             "roofline_ms": f"{limit:.4f}", "roofline_ratio": f"{limit / static_limit:.3f}",
             **roofline.columns(read), **used,
         }  # fmt: skip
