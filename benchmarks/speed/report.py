@@ -161,11 +161,11 @@ def networks(lines: Sequence[Line]) -> list[str]:
 def training(lines: Sequence[Line]) -> list[str]:
     """Training steps."""
     body = [
-        [f"{line['batch']} at {line['size']} px", line["contender"], line["strategy"] or "–"]
+        [f"{line['batch']} at {line['size']} px", line["mode"], line["contender"], line["strategy"] or "–"]
         + time_cells(line) + memory_cells(line)
         for line in lines
     ]  # fmt: skip
-    return table(("batch", "network", "strategy", *TIME_HEAD, *MEMORY_HEAD), body)
+    return table(("batch", "mode", "network", "strategy", *TIME_HEAD, *MEMORY_HEAD), body)
 
 
 def layers(lines: Sequence[Line], groups: Sequence[str]) -> list[str]:

@@ -122,7 +122,7 @@ def training(batch: int, size: int) -> Callable[[Results], Measured]:
     """The time of a training step."""
 
     def measured(results: Results) -> Measured:
-        lines = select(results.training, batch=str(batch), size=str(size))
+        lines = select(results.training, batch=str(batch), size=str(size), mode="eager")
         return _one(select(lines, contender="ours"), select(lines, contender="timm"))
 
     return measured
@@ -132,7 +132,7 @@ def training_memory(batch: int, size: int) -> Callable[[Results], Measured]:
     """The peak working memory of a training step."""
 
     def measured(results: Results) -> Measured:
-        lines = select(results.training, batch=str(batch), size=str(size))
+        lines = select(results.training, batch=str(batch), size=str(size), mode="eager")
         used = {line["contender"]: number(line, "working_mb") for line in lines}
         static = used.get("static")
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from condconv.execution import native
+from condconv.execution.transforms import transformed
 from condconv.routers import PooledLinear
 
 
@@ -30,7 +31,7 @@ def fuse_routers(model: nn.Module) -> None:
 
 def _serves(x: Tensor) -> bool:
     """Whether the operator can serve: an f32 channels_last image on a CPU that needs no gradient and is no proxy."""
-    if isinstance(x, torch.fx.Proxy) or torch.compiler.is_exporting() or not native.available():
+    if isinstance(x, torch.fx.Proxy) or torch.compiler.is_exporting() or not native.available() or transformed():
         return False
     image = x.dim() == 4 and x.device.type == "cpu" and x.dtype == torch.float32 and x.stride(1) == 1
     return image and not (torch.is_grad_enabled() and x.requires_grad)

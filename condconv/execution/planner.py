@@ -19,6 +19,7 @@ from condconv.execution.mixture_of_experts import MixtureOfExperts
 from condconv.execution.native.strategy import Native, needs_gradient
 from condconv.execution.native.triton_strategy import Triton
 from condconv.execution.reference import Reference
+from condconv.execution.transforms import transformed
 from condconv.geometry import ConvGeometry
 from condconv.lowered import Kernels, Lowered, Mixture, Packed
 from condconv.registry import Registry
@@ -122,7 +123,7 @@ def choose(x: Tensor, lowered: Lowered, geometry: ConvGeometry, strategy: str, w
 def _plan(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> str:
     """The fastest strategy, as far as is known; what was chosen for unpacked kernels on a CPU is remembered."""
     compiling, training = torch.compiler.is_compiling(), needs_gradient(x, lowered)
-    if compiling or not x.is_cpu or isinstance(lowered, Packed) or _transformed():
+    if compiling or not x.is_cpu or isinstance(lowered, Packed) or transformed():
         return _fastest(x, lowered, geometry, compiling, training)
     kernels = lowered.weight if isinstance(lowered, Kernels) else lowered.experts
     form = type(lowered), kernels.shape, kernels.dtype, geometry
@@ -133,11 +134,6 @@ def _plan(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> str:
             _plans.clear()
         answer = _plans[question] = _fastest(x, lowered, geometry, compiling, training)
     return answer
-
-
-def _transformed() -> bool:
-    """Whether this runs inside a transform of `torch.func`, which the native operator cannot serve."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _fastest(x: Tensor, lowered: Lowered, geometry: ConvGeometry, compiling: bool, training: bool) -> str:
@@ -195,9 +191,7 @@ def _measured(x: Tensor, lowered: Lowered, geometry: ConvGeometry, training: boo
 def _native_serves(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> bool:
     """Whether the native operator can serve, and at its speed: it multiplies unpacked experts in f32."""
     fast = (torch.float32, torch.bfloat16) if isinstance(lowered, Packed) else (torch.float32,)
-    if x.dtype not in fast or (_transformed() and not torch.compiler.is_compiling()):
-        return False
-    if strategies["native"].supports(lowered, geometry) is not None:
+    if x.dtype not in fast or strategies["native"].supports(lowered, geometry) is not None:
         return False
     return not (isinstance(lowered, Packed) and needs_gradient(x, lowered))  # What is unpacked has a gradient.
 

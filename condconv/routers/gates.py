@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,16 +49,16 @@ class StepWatch:
         self.scheduled = False
         self.warned = False
 
-    def notice(self, passes: int, temperature: Tensor) -> None:
+    def notice(self, passes: int, temperature: float) -> None:
         """Warn once if `passes` training passes since the last step are too many for a temperature above 1."""
         allowed = self.PATIENCE if self.scheduled else 1
-        if self.warned or passes <= allowed or float(temperature) <= 1:
+        if self.warned or passes <= allowed or temperature <= 1:
             return
         self.warned = True
         warnings.warn(
-            f"training at softmax temperature {float(temperature):g} and nothing steps it down: create "
+            f"training at softmax temperature {temperature:g} and nothing steps it down: create "
             "schedule = condconv.TemperatureSchedule(model, steps=10 * len(loader)) and call schedule.step() after "
-            "each optimiser step, or set the gates' temperature buffers to 1 to train without annealing",
+            "each optimiser step, or call set_temperature(1) of the gates to train without annealing",
             stacklevel=2,
         )
 
@@ -79,7 +80,9 @@ class SoftmaxGate(Gate):
 
     def __init__(self, temperature: float = 1.0) -> None:
         super().__init__()
-        self.register_buffer("temperature", torch.tensor(check_temperature("SoftmaxGate", "temperature", temperature)))
+        # What the buffer holds: to read it would wait for the device, and break a CUDA graph.
+        self._known = check_temperature("SoftmaxGate", "temperature", temperature)
+        self.register_buffer("temperature", torch.tensor(self._known))
         self.watch = StepWatch()
         self._passes = 0
 
@@ -87,13 +90,20 @@ class SoftmaxGate(Gate):
         """Return softmax(logits / T) over the experts, (B, n)."""
         if self.training and not torch.compiler.is_compiling() and torch.is_grad_enabled():
             self._passes += 1
-            self.watch.notice(self._passes, self.temperature)
+            self.watch.notice(self._passes, self._known)
         return torch.softmax(logits / self.temperature.to(logits.dtype), dim=1)
 
     def set_temperature(self, temperature: float) -> None:
         """Set T > 0 in place; a schedule calls this after each optimiser step."""
-        self.temperature.fill_(check_temperature("SoftmaxGate.set_temperature", "temperature", temperature))
+        self._known = check_temperature("SoftmaxGate.set_temperature", "temperature", temperature)
+        self.temperature.fill_(self._known)
         self._passes = 0
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """Take the temperature over with the weights."""
+        super()._load_from_state_dict(*args, **kwargs)
+        if not self.temperature.is_meta:
+            self._known = float(self.temperature)
 
     def extra_repr(self) -> str:
         """Show the current temperature."""

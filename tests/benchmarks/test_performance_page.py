@@ -6,6 +6,7 @@ from pathlib import Path
 
 from benchmarks.speed import report
 from benchmarks.speed.figure import draw
+from benchmarks.speed.machine import gpu_code
 from benchmarks.speed.targets import TARGETS, Measured, Results
 
 LIMITS = report.LIMITS.read_text(encoding="utf-8")
@@ -96,6 +97,16 @@ def test_tables_show_strategies_means_and_misses() -> None:
     assert "| **dense: geometric mean** |  | **1.10** | **3.00** | **1.00** | **2.00** |" in page
     assert "step: 1.00 × the time of the best strategy" in page and "1 exceed 1.15" in page
     assert "`op`" in page
+
+
+def test_what_was_not_measured_on_a_gpu_since_is_marked() -> None:
+    row = {
+        "network": "net", "numbers": "bf16", "pass": "training", "batch": "32", "contender": "static", "strategy": "",
+        "median_ms": "2", "ratio": "1", "machine": "G", "torch": "2", "triton": "3", "commit": "abc", "code": "another",
+    }  # fmt: skip
+    page = report.page(Results(gpu_networks=[row, {**row, "batch": "64", "code": gpu_code()}]), LIMITS)
+    assert "| net | bf16 | training | 32 | 2.000 | – | – | – | – | not measured since abc |" in page
+    assert "| net | bf16 | training | 64 | 2.000 | – | – | – | – | abc |" in page
 
 
 def test_without_results_the_page_says_so() -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from condconv.errors import StrategyError
+from condconv.execution import transforms
 from condconv.execution.closed_forms import batch_of
 from condconv.execution.native import library
 from condconv.geometry import ConvGeometry
@@ -45,7 +46,7 @@ class Native:
             return f"the experts are on {experts.device}; it needs a CPU"
         if not isinstance(lowered, Packed) and experts.dtype not in _FLOATS:
             return f"the experts are {experts.dtype}; it needs float32 or bfloat16"
-        return library.load_error()
+        return transforms.REFUSAL if transforms.transformed() else library.load_error()
 
     def __call__(self, x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> Tensor:
         """Return y (B, O, *space) in the memory format of x (B, I, *space), with the bias."""
