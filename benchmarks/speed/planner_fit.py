@@ -110,7 +110,7 @@ def fitted_rows(names: Sequence[str], measured: dict[Question, list[Cell]]) -> I
         for cell, pulls in zip(chosen, field.pulls, strict=True):
             yield {
                 **columns(question), **{size: f"{value:g}" for size, value in cell.sizes.items()},
-                **{f"{name}_pull": f"{pull:.4g}" for name, pull in zip(names, pulls, strict=True)},
+                **{f"{name}_pull": f"{pull:.8g}" for name, pull in zip(names, pulls, strict=True)},
             }  # fmt: skip
 
 
