@@ -5,15 +5,15 @@ A layer with n experts mixes n·|W| numbers for each example, and convolves H'·
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import cast
 
 import torch
 
+from condconv.arguments import number
 from condconv.conversion.sites import Survey
 from condconv.counting.rules import paper_macs
-from condconv.errors import ArgumentError, argument_error
+from condconv.errors import ArgumentError
 
 
 def convolution_macs(found: Survey, name: str) -> int | None:
@@ -50,9 +50,8 @@ def too_dear(found: Survey, names: Sequence[str], num_experts: int, max_overhead
     """
     if max_overhead is None:
         return {}
-    if not 0 < max_overhead < math.inf:
-        rule = "must be a positive share: multiply-adds of mixing over those of the convolution"
-        raise argument_error("plan", "max_overhead", max_overhead, rule, "pass 0.05 for 5 %, or leave it out")
+    remedy = "pass 0.05 for 5 %, or leave it out"
+    max_overhead = number("plan", "max_overhead", max_overhead, above=0, remedy=remedy)
     if found.trace is None:
         raise ArgumentError(
             f"plan: max_overhead={max_overhead:g} needs the sizes of the maps; add input_size, such as (3, 224, 224)"

@@ -39,7 +39,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def small(tmp_path_factory: pytest.TempPathFactory) -> Words:
     """Words that name a saved network with two conditional layers."""
     folder = tmp_path_factory.mktemp("saved") / "net"
-    net = condconv.create_model("mobilenetv1_tiny", num_classes=4)
+    net = condconv.create_model("mobilenetv1_025", num_classes=4)
     condconv.convert(net, "condconv", targets="last 1 blocks", num_experts=2)
     condconv.save_pretrained(net, folder, input_size=(3, 32, 32))
     return (str(folder), "--input-size", "3x32x32", "--device", "cpu", "--threads", "1")

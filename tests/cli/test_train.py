@@ -192,7 +192,7 @@ def test_damaged_images_are_skipped_when_asked(tmp_path: Path, fails: Fails) -> 
     bad.write_bytes(bad.read_bytes()[:100])
     arguments = (
         "train", "--data", str(data), "--variant", "none", "--output-stride", "8", "--epochs", "1", "--workers", "0",
-        "--device", "cpu", "--out", str(tmp_path / "runs"),
+        "--batch-size", "128", "--device", "cpu", "--out", str(tmp_path / "runs"),
     )  # fmt: skip
     assert f"{bad}: cannot be decoded" in fails(*arguments)
     done = condconv(*arguments, "--skip-bad-images", "--name", "skipped", prepare=[quick])
@@ -208,6 +208,7 @@ def test_twins_are_trained_beside_and_runs_never_overwritten(tmp_path: Path) -> 
         "--conditions", "plain,inverted", "--report",
     )  # fmt: skip
     (tmp_path / "small-1").mkdir()
+    (tmp_path / "small-1" / "mine.txt").write_text("not to be overwritten")
     done = condconv("train", *SMALL, *arguments, prepare=[quick])
     assert done.returncode == 0, done.stderr
     run = tmp_path / "small-2"
@@ -228,7 +229,7 @@ def test_twins_are_trained_beside_and_runs_never_overwritten(tmp_path: Path) -> 
     assert len(following) == 3 and all(line.startswith("  condconv ") for line in following)
     assert f"condconv eval {run} " in following[0]
     assert "notice: the conditional network has" in done.stdout and "--max-overhead 0.05" in done.stdout
-    assert not list((tmp_path / "small-1").iterdir())
+    assert [path.name for path in (tmp_path / "small-1").iterdir()] == ["mine.txt"]
 
 
 def test_small_images_without_a_model_get_their_recipe(tmp_path: Path) -> None:

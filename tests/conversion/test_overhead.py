@@ -46,7 +46,7 @@ def test_a_limit_leaves_out_what_is_dearer_and_says_so(variant: str) -> None:
 
 @pytest.mark.parametrize("limit", [-0.1, 0.0, float("nan"), float("inf")])
 def test_a_limit_is_a_positive_share(limit: float) -> None:
-    with pytest.raises(ArgumentError, match="max_overhead=.*positive share"):
+    with pytest.raises(ArgumentError, match="max_overhead=.* must be a number, above 0; pass 0.05"):
         condconv.convert(net(), max_overhead=limit, input_size=(3, 16, 16))
 
 
