@@ -17,8 +17,6 @@ from torch import Tensor, nn
 from condconv.errors import ArgumentError, NonFiniteError, ShapeError
 from condconv.registry import Registry
 
-_local = threading.local()
-
 Intervention = Callable[[str, Tensor], Tensor]
 """(layer name, coefficients (B, n)) → coefficients (B, n)."""
 
@@ -29,9 +27,16 @@ class _Observer(Protocol):
     def see(self, name: str, layer: nn.Module, coefficients: Tensor) -> Tensor: ...
 
 
+class _Local(threading.local):
+    observers: tuple[_Observer, ...] = ()
+
+
+_local = _Local()
+
+
 def observe(layer: nn.Module, coefficients: Tensor) -> Tensor:
     """Show a layer's coefficients (B, n) to the active observers; return what the layer is to use."""
-    observers: list[_Observer] = getattr(_local, "observers", [])
+    observers = _local.observers
     # Inside the backward pass a layer runs only because an activation checkpoint recomputes it: seen already.
     if not observers or torch._C._current_graph_task_id() != -1:
         return coefficients
@@ -44,8 +49,8 @@ def observe(layer: nn.Module, coefficients: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _active(observer: _Observer) -> Iterator[None]:
-    before: list[_Observer] = getattr(_local, "observers", [])
-    _local.observers = [*before, observer]
+    before = _local.observers
+    _local.observers = (*before, observer)
     try:
         yield
     finally:

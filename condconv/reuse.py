@@ -25,8 +25,6 @@ from condconv.errors import ArgumentError, argument_error
 from condconv.lowered import Kernels, Lowered, Mixture, Packed, kernels_of
 from condconv.observation import conditional_names
 
-_local = threading.local()
-
 
 @dataclass(frozen=True)
 class _Mixed:
@@ -81,6 +79,13 @@ class KernelReuse:
         return "\n".join(lines)
 
 
+class _Local(threading.local):
+    streams: tuple[KernelReuse, ...] = ()
+
+
+_local = _Local()
+
+
 @contextlib.contextmanager
 def reuse_kernels(model: nn.Module, tolerance: float) -> Iterator[KernelReuse]:
     """Let every conditional layer that this thread runs inside the block keep its kernels from call to call.
@@ -102,7 +107,7 @@ def reuse_kernels(model: nn.Module, tolerance: float) -> Iterator[KernelReuse]:
     if not tolerance >= 0:
         raise argument_error("reuse_kernels", "tolerance", tolerance, "must be at least 0", "start with 0.01")
     stream = KernelReuse(conditional_names(model, "reuse_kernels"), tolerance)
-    before: tuple[KernelReuse, ...] = getattr(_local, "streams", ())
+    before = _local.streams
     _local.streams = (stream, *before)
     try:
         yield stream
@@ -113,10 +118,9 @@ def reuse_kernels(model: nn.Module, tolerance: float) -> Iterator[KernelReuse]:
 def reuse(layer: nn.Module, lowered: Mixture | Packed, x: Tensor) -> Lowered:
     """Return what a layer is to convolve x with: kernels of this thread's stream if there is one, else `lowered`."""
     if not torch.compiler.is_compiling():
-        for stream in getattr(_local, "streams", ()):
+        for stream in _local.streams:
             if (name := stream.names.get(id(layer))) is not None:
-                kernels: Lowered = stream.serve(name, lowered, x)
-                return kernels
+                return stream.serve(name, lowered, x)
     return lowered
 
 

@@ -14,7 +14,7 @@ import condconv
 
 PACKAGE = Path(condconv.__file__).parent
 FLOORS = [
-    {"errors", "registry", "geometry", "machine", "timing"},
+    {"errors", "registry", "geometry", "machine", "operators", "timing"},
     {"lowered", "packed"},
     {"routers", "banks", "execution", "observation", "reuse"},
     {"layers"},

@@ -51,7 +51,6 @@ strategies: Registry[Strategy] = Registry("strategy")
 for _strategy in (Reference(), Grouped(), BatchedGemm(), MixtureOfExperts(), Native(), Triton()):
     strategies.register(_strategy.name, _strategy)
 
-_local = threading.local()
 _plans: dict[tuple[object, ...], str] = {}
 
 
@@ -64,7 +63,7 @@ def use_strategy(name: str) -> Iterator[None]:
     Raises:
         UnknownNameError: no such strategy.
     """
-    before = getattr(_local, "pinned", None)
+    before = _local.pinned
     _local.pinned = check_strategy(name)
     try:
         yield
@@ -76,10 +75,18 @@ Watcher = Callable[[str, Tensor, Lowered, ConvGeometry], None]
 """Called with (strategy, x, lowered, geometry) before a strategy runs."""
 
 
+class _Local(threading.local):
+    pinned: str | None = None
+    watcher: Watcher | None = None
+
+
+_local = _Local()
+
+
 @contextlib.contextmanager
 def watch_execution(watcher: Watcher) -> Iterator[None]:
     """Show every execution of this thread inside the block to `watcher`."""
-    before = getattr(_local, "watcher", None)
+    before = _local.watcher
     _local.watcher = watcher
     try:
         yield
@@ -117,7 +124,7 @@ def choose(x: Tensor, lowered: Lowered, geometry: ConvGeometry, strategy: str, w
     Raises:
         StrategyError: the pinned strategy cannot serve this lowered form.
     """
-    pinned = getattr(_local, "pinned", None) or strategy
+    pinned = _local.pinned or strategy
     if pinned == AUTO:
         return _plan(x, lowered, geometry)
     reason = strategies[pinned].supports(lowered, geometry)
@@ -127,13 +134,11 @@ def choose(x: Tensor, lowered: Lowered, geometry: ConvGeometry, strategy: str, w
 
 
 def _plan(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> str:
-    """The fastest strategy, as far as is known; what was chosen for unpacked kernels on a CPU is remembered."""
+    """The fastest strategy, as far as is known; what was chosen for a CPU is remembered."""
     compiling, training = torch.compiler.is_compiling(), needs_gradient(x, lowered)
-    if compiling or not x.is_cpu or isinstance(lowered, Packed) or _transformed():
+    if compiling or not x.is_cpu or _transformed():
         return _fastest(x, lowered, geometry, compiling, training)
-    kernels, threads = lowered.weight if isinstance(lowered, Kernels) else lowered.experts, torch.get_num_threads()
-    form = type(lowered), kernels.shape, kernels.dtype, geometry
-    question = x.shape, x.stride(1), x.dtype, *form, training, threads
+    question = x.shape, x.stride(1), x.dtype, lowered.form, geometry, training, torch.get_num_threads()
     answer = _plans.get(question)
     if answer is None:
         if len(_plans) >= MOST_PLANS:
@@ -209,8 +214,8 @@ def _native_serves(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> bool:
 
 def execute(x: Tensor, lowered: Lowered, geometry: ConvGeometry, strategy: str) -> Tensor:
     """Convolve x (B, I, *space) with each example's own kernel, and add its bias; → (B, O, *space)."""
-    if not torch.compiler.is_compiling() and (watcher := getattr(_local, "watcher", None)) is not None:
-        watcher(strategy, x, lowered, geometry)
+    if not torch.compiler.is_compiling() and _local.watcher is not None:
+        _local.watcher(strategy, x, lowered, geometry)
     if not torch.compiler.is_exporting() and x.shape[0] == 0:
         y = _empty_output(x, lowered, geometry)
     else:

@@ -34,15 +34,15 @@ from torch import Tensor, nn
 from condconv.errors import ArgumentError, RoutingError
 from condconv.routers.router import Router
 
-_local = threading.local()
+
+class _Local(threading.local):
+    """Made anew for each thread that asks."""
+
+    def __init__(self) -> None:
+        self.loans: dict[RoutingScope, Tensor] = {}
 
 
-def _loans() -> dict[RoutingScope, Tensor]:
-    """This thread's current loans."""
-    if not hasattr(_local, "loans"):
-        _local.loans = {}
-    loans: dict[RoutingScope, Tensor] = _local.loans
-    return loans
+_local = _Local()
 
 
 class RoutingScope:
@@ -79,7 +79,7 @@ class RoutingScope:
         if torch.compiler.is_compiling():
             self._traced = coefficients
             return
-        _loans()[self] = coefficients
+        _local.loans[self] = coefficients
         if isinstance(coefficients, Tensor) and coefficients.grad_fn is not None:
             # Detached: the node must not keep alive the graph that it is part of.
             metadata: Any = coefficients.grad_fn.metadata
@@ -90,7 +90,7 @@ class RoutingScope:
         if torch.compiler.is_compiling():
             self._traced = None
         else:
-            _loans().pop(self, None)
+            _local.loans.pop(self, None)
 
     def borrow(self, borrower: str) -> Tensor:
         """Return the coefficients (B, n) of the current call of the source.
@@ -98,7 +98,7 @@ class RoutingScope:
         Raises:
             RoutingError: the source is not running.
         """
-        lent = self._traced if torch.compiler.is_compiling() else _loans().get(self)
+        lent = self._traced if torch.compiler.is_compiling() else _local.loans.get(self)
         if lent is None and not torch.compiler.is_compiling():
             lent = _lent_upstream(self)
         if lent is None:
@@ -147,7 +147,7 @@ class _Routed:
 def _first_tensor(scope: RoutingScope, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The input that the router sees: the first positional argument, or the first keyword argument."""
     first = args[0] if args else next(iter(kwargs.values()), None)
-    if not isinstance(first, Tensor | torch.fx.Proxy):
+    if not isinstance(first, (Tensor, torch.fx.Proxy)):
         raise RoutingError(
             f"{scope.name or 'the network'}: its first argument is {type(first).__name__}, not a tensor, so routing "
             "cannot be computed from it; share the routing of a module that takes a tensor, or use share=None"
