@@ -6,7 +6,8 @@ from setuptools import Extension, setup
 from torch.utils.cpp_extension import include_paths, library_paths
 
 SOURCES = ("ops", "problem", "backward", "threads", "routing", "isa", "kernels_avx2", "kernels_avx512", "kernels_amx")
-HEADERS = ("conv.h", "isa.h", "problem.h", "scratch.h", "threads.h", "mixing.inc", "vector_kernels.inc")
+HEADERS = ("conv.h", "isa.h", "problem.h", "scratch.h", "threads.h", "mixing.inc", "vector_kernels.inc", "packing.inc",
+           "maps.inc", "gemm.inc", "gemm_gradient.inc", "depthwise.inc")
 
 setup(
     ext_modules=[

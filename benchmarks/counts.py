@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from condconv.conversion import convert
 from condconv.counting import count
 from condconv.models import create_model, static_twin
 from condconv.models.specs import SPECS
@@ -23,6 +24,9 @@ HERE = Path(__file__).resolve().parent
 PUBLISHED = HERE / "published.csv"
 COUNTS = HERE / "results" / "counts.csv"
 PAGE = HERE.parent / "docs" / "numbers.md"
+
+SMALL = {"cifar_resnet8": "", "cifar_resnet14": "", "cifar_resnet20": "0.27"}
+"""Networks for images of 32 pixels, and the parameters that He et al. (2016) print, in millions."""
 
 Line = dict[str, str]
 COMPARED = (("published_static_mmacs", "static_macs"), ("published_mmacs", "macs"), ("published_mparams", "params"))
@@ -49,6 +53,17 @@ counted.
 """
 
 
+SMALL_IMAGES = """
+## Networks for small images
+
+He et al. (2016), section 4.2, for images of 3×32×32: as published (total stride 4), and with total stride 2, which
+keeps the channels of stages that do not downsample; conditional: eight experts in all blocks, a router for each block.
+
+| network | total stride | static: multiply-adds | parameters | published | conditional: multiply-adds | parameters \
+| overhead |
+|---|---|---|---|---|---|---|---|"""
+
+
 def read(path: Path) -> list[Line]:
     """The lines of a CSV file with a header."""
     with path.open(newline="", encoding="utf-8") as file:
@@ -73,6 +88,27 @@ def counted(published: Line) -> Line:
     }
 
 
+def counted_small(name: str, stride: int) -> Line:
+    """Count a network for small images, static and with eight experts in its blocks."""
+    static = create_model(name, num_classes=10, output_stride=stride)
+    before = count(static, (3, 32, 32))
+    after = count(convert(static, "condconv", num_experts=8, targets="layer", share="block", init="fresh"), (3, 32, 32))
+    numbers = (before.macs, before.params, after.macs, after.params)
+    line = dict(zip(("static_macs", "static_params", "macs", "params"), map(str, numbers), strict=True))
+    return {"name": f"{name}/{stride}", "input": "3x32x32", **line, "convention": after.convention}
+
+
+def _small_row(line: Mapping[str, str]) -> str:
+    name, _, stride = line["name"].partition("/")
+    published = SMALL[name] if stride == "4" else ""
+    cells = [
+        f"`{name}`", stride, f"{int(line['static_macs']) / 1e6:.2f}", f"{int(line['static_params']) / 1e6:.3f}",
+        published or "–", f"{int(line['macs']) / 1e6:.2f}", f"{int(line['params']) / 1e6:.3f}",
+        f"{int(line['macs']) / int(line['static_macs']) - 1:.1%}",
+    ]  # fmt: skip
+    return "| " + " | ".join(cells) + " |"
+
+
 def page(published: Iterable[Line], counts: Iterable[Line]) -> str:
     """The documentation page."""
     by_name = {line["name"]: line for line in counts}
@@ -85,7 +121,8 @@ def page(published: Iterable[Line], counts: Iterable[Line]) -> str:
     )
     return "\n".join(
         [INTRODUCTION, "## CondConv", "", head, *sections["condconv"], "", "## Dynamic Convolution", DYNAMIC, head]
-        + [*sections["dynamic_convolution"], ""]
+        + [*sections["dynamic_convolution"], SMALL_IMAGES]
+        + [*(_small_row(line) for name, line in by_name.items() if "/" in name), ""]
     )
 
 
@@ -110,6 +147,7 @@ def main() -> None:
     published = read(PUBLISHED)
     if not parser.parse_args().docs:
         lines = [counted(line) for line in published]
+        lines += [counted_small(name, stride) for name in SMALL for stride in (4, 2)]
         COUNTS.parent.mkdir(exist_ok=True)
         with COUNTS.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")

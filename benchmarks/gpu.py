@@ -27,12 +27,13 @@ import torch
 from torch import Tensor, nn
 
 import condconv
+from benchmarks.speed.machine import commit, gpu_code
 from benchmarks.speed.subjects import OURS, STATIC, TIMM, image_batch, raw_network
 from condconv.benchmarking.networks import TrainingStep, strategies_of
 from condconv.execution import choose, execute, strategies, use_strategy
+from condconv.files import write_text
 from condconv.geometry import ConvGeometry
 from condconv.lowered import Mixture
-from condconv.training.files import write_text
 
 DEVICE = "cuda"
 OUT = Path(__file__).resolve().parent / "results"
@@ -43,7 +44,7 @@ DTYPES = {"tf32": torch.float32, "bf16": torch.bfloat16}
 QUANTILES = [0.5, 0.1, 0.9]
 WARM_UP_MS, MEASURED_MS = 10, 40
 NETWORK = "condconv_efficientnet_b0_8e"
-NETWORK_STRATEGIES = ("auto", "grouped", "batched_gemm", "triton")
+NETWORK_STRATEGIES = ("auto", "grouped", "batched_gemm")
 NETWORK_WORK = ((1, False), (32, False), (32, True))
 """(batch, whether it is a training step), at 224 x 224; bf16 is autocast, as such networks are trained."""
 
@@ -187,6 +188,7 @@ def write(path: Path, rows: Sequence[dict[str, object]]) -> None:
     machine = {
         "machine": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "torch": torch.__version__,
         "triton": triton.__version__, "python": platform.python_version(), "condconv": condconv.__version__,
+        "commit": commit(), "code": gpu_code(),
     }  # fmt: skip
     text = io.StringIO()
     writer = csv.DictWriter(text, [*rows[0], *machine], lineterminator="\n")

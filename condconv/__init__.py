@@ -12,6 +12,7 @@ from condconv.conversion import collapse, convert, plan, revert
 from condconv.counting import count
 from condconv.errors import (
     ArgumentError,
+    BusyError,
     CheckpointError,
     CondConvError,
     ConversionError,
@@ -57,6 +58,7 @@ _LAZY = {
 
 __all__ = [
     "ArgumentError",
+    "BusyError",
     "CheckpointError",
     "CondConv1d",
     "CondConv2d",

@@ -51,6 +51,10 @@ class CheckpointError(CondConvError, RuntimeError):
     """Weights, a configuration or a checkpoint do not fit or cannot be read."""
 
 
+class BusyError(CondConvError, RuntimeError):
+    """Another process is writing what was to be written; the message names it."""
+
+
 def argument_error(where: str, argument: str, value: object, rule: str, remedy: str) -> ArgumentError:
     """Return an `ArgumentError` that names the place, the argument, its value, the rule and the remedy."""
     return ArgumentError(f"{where}: {argument}={value!r} {rule}; {remedy}")

@@ -52,6 +52,14 @@ class ConvGeometry:
                 sizes.append((size + 2 * p - d * (k - 1) - 1) // s + 1)
         return tuple(sizes)
 
+    def smallest_input(self, dimension: int, kernel_size: int) -> int:
+        """Return the smallest size, 0 or less included, of a spatial dimension of the input that has an output."""
+        i = dimension
+        reach = self.dilation[i] * (kernel_size - 1) + 1 - 2 * self.padding[i]
+        if not self.transposed:
+            return reach
+        return 1 - (reach + self.output_padding[i] - 1) // self.stride[i]
+
     def is_pointwise(self, kernel_shape: Sequence[int]) -> bool:
         """Whether a kernel of this shape does nothing but multiply each position by a matrix."""
         ones = (1,) * self.rank

@@ -1,20 +1,21 @@
 """Watching and replacing routing: context managers that do not touch the model.
 
-They are thread-local: they see what the thread that entered them runs, and nothing else. Every conditional layer hands
-its coefficients to `observe` before it uses them.
+They see what runs in their block and in tasks that it starts; other threads and other tasks see nothing of them. Every
+conditional layer hands its coefficients to `observe` before it uses them.
 """
 
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from condconv.errors import ArgumentError, NonFiniteError, ShapeError
+from condconv.arguments import a_module, a_tensor
+from condconv.context import ContextStack
+from condconv.errors import ArgumentError, NonFiniteError, ShapeError, argument_error
 from condconv.registry import Registry
 
 Intervention = Callable[[str, Tensor], Tensor]
@@ -27,16 +28,12 @@ class _Observer(Protocol):
     def see(self, name: str, layer: nn.Module, coefficients: Tensor) -> Tensor: ...
 
 
-class _Local(threading.local):
-    observers: tuple[_Observer, ...] = ()
-
-
-_local = _Local()
+_observers: ContextStack[_Observer] = ContextStack("condconv observers")
 
 
 def observe(layer: nn.Module, coefficients: Tensor) -> Tensor:
     """Show a layer's coefficients (B, n) to the active observers; return what the layer is to use."""
-    observers = _local.observers
+    observers = _observers.values()
     # Inside the backward pass a layer runs only because an activation checkpoint recomputes it: seen already.
     if not observers or torch._C._current_graph_task_id() != -1:
         return coefficients
@@ -47,23 +44,14 @@ def observe(layer: nn.Module, coefficients: Tensor) -> Tensor:
     return coefficients
 
 
-@contextlib.contextmanager
-def _active(observer: _Observer) -> Iterator[None]:
-    before = _local.observers
-    _local.observers = (*before, observer)
-    try:
-        yield
-    finally:
-        _local.observers = before
-
-
 def conditional_names(model: nn.Module, where: str) -> dict[int, str]:
     """Id → name of the conditional layers of a model (those that have experts); compiled code is refused."""
-    for name, module in model.named_modules():
-        compiled = getattr(module, "_compiled_call_impl", None) is not None
-        if compiled or isinstance(module, torch._dynamo.OptimizedModule):
+    a_module(where, "model", model)
+    for name, child in model.named_modules():
+        compiled = getattr(child, "_compiled_call_impl", None) is not None
+        if compiled or isinstance(child, torch._dynamo.OptimizedModule):
             raise ArgumentError(
-                f"{where}: {name or 'model'} ({type(module).__name__}) is compiled, and compiled code shows nothing to "
+                f"{where}: {name or 'model'} ({type(child).__name__}) is compiled, and compiled code shows nothing to "
                 "observers; pass the module that was handed to torch.compile and run that one"
             )
     names = {id(m): name for name, m in model.named_modules() if getattr(m, "num_experts", None) and hasattr(m, "bank")}
@@ -109,7 +97,7 @@ def record_routing(model: nn.Module) -> Iterator[Routing]:
         ArgumentError: the model has no conditional layer, or is compiled.
     """
     routing = Routing(conditional_names(model, "record_routing"))
-    with _active(routing):
+    with _observers.holding(routing):
         yield routing
 
 
@@ -137,7 +125,7 @@ def detect_nonfinite(model: nn.Module) -> Iterator[None]:
 
     Without it non-finite values propagate: a layer's forward never branches on its data.
     """
-    with _active(_NonFiniteDetector(conditional_names(model, "detect_nonfinite"))):
+    with _observers.holding(_NonFiniteDetector(conditional_names(model, "detect_nonfinite"))):
         yield
 
 
@@ -177,7 +165,7 @@ class _Override:
         self.intervention = intervention
 
     def see(self, name: str, layer: nn.Module, coefficients: Tensor) -> Tensor:
-        replaced = self.intervention(name, coefficients)
+        replaced = a_tensor(name, "override_routing's result", self.intervention(name, coefficients))
         if replaced.shape != coefficients.shape:
             raise ShapeError(
                 f"{name}: override_routing's callable returned shape {tuple(replaced.shape)} for coefficients of shape "
@@ -201,5 +189,8 @@ def override_routing(model: nn.Module, how: str | Intervention) -> Iterator[None
         ArgumentError: the model has no conditional layer, or is compiled.
     """
     intervention = interventions[how] if isinstance(how, str) else how
-    with _active(_Override(conditional_names(model, "override_routing"), intervention)):
+    if not callable(intervention):
+        rule = f"must be one of {', '.join(interventions.names())}, or a function (layer name, coefficients)"
+        raise argument_error("override_routing", "how", how, rule, "pass 'mean'")
+    with _observers.holding(_Override(conditional_names(model, "override_routing"), intervention)):
         yield

@@ -1,7 +1,7 @@
 """Kernel reuse for streams: while the coefficients hardly move, a layer keeps the kernel that it has mixed.
 
 Neighbouring frames of a video route alike, and mixing a kernel again for a change in the fourth digit is waste. The
-mixed kernels live in the context manager, which is this thread's own: two streams in two threads never meet.
+mixed kernels live in the context manager, which is this thread's or task's own: two streams never meet.
 
     with torch.no_grad(), condconv.reuse_kernels(model, tolerance=1e-2) as reuse:
         for frame in frames:
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,9 +20,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from condconv.errors import ArgumentError, argument_error
+from condconv.arguments import number
+from condconv.context import ContextStack
+from condconv.errors import ArgumentError
 from condconv.lowered import Kernels, Lowered, Mixture, Packed, kernels_of
 from condconv.observation import conditional_names
+
+_streams: ContextStack[KernelReuse] = ContextStack("condconv streams")
 
 
 @dataclass(frozen=True)
@@ -79,16 +82,9 @@ class KernelReuse:
         return "\n".join(lines)
 
 
-class _Local(threading.local):
-    streams: tuple[KernelReuse, ...] = ()
-
-
-_local = _Local()
-
-
 @contextlib.contextmanager
 def reuse_kernels(model: nn.Module, tolerance: float) -> Iterator[KernelReuse]:
-    """Let every conditional layer that this thread runs inside the block keep its kernels from call to call.
+    """Let every conditional layer that runs inside the block keep its kernels from call to call.
 
     A layer mixes anew when the coefficients of the batch have moved by more than `tolerance` since it last mixed (the
     largest change of any), when the batch has another size, or when its experts were replaced or changed in place
@@ -104,23 +100,19 @@ def reuse_kernels(model: nn.Module, tolerance: float) -> Iterator[KernelReuse]:
         ArgumentError: a negative or undefined tolerance; no conditional layer, or a compiled one; and inside the block,
             a layer that is to be differentiated.
     """
-    if not tolerance >= 0:
-        raise argument_error("reuse_kernels", "tolerance", tolerance, "must be at least 0", "start with 0.01")
+    tolerance = number("reuse_kernels", "tolerance", tolerance, minimum=0, remedy="start with 0.01")
     stream = KernelReuse(conditional_names(model, "reuse_kernels"), tolerance)
-    before = _local.streams
-    _local.streams = (stream, *before)
-    try:
+    with _streams.holding(stream):
         yield stream
-    finally:
-        _local.streams = before
 
 
 def reuse(layer: nn.Module, lowered: Mixture | Packed, x: Tensor) -> Lowered:
-    """Return what a layer is to convolve x with: kernels of this thread's stream if there is one, else `lowered`."""
+    """Return what a layer is to convolve x with: kernels of the innermost stream if there is one, else `lowered`."""
     if not torch.compiler.is_compiling():
-        for stream in _local.streams:
+        for stream in reversed(_streams.values()):
             if (name := stream.names.get(id(layer))) is not None:
-                return stream.serve(name, lowered, x)
+                kernels: Lowered = stream.serve(name, lowered, x)
+                return kernels
     return lowered
 
 

@@ -14,7 +14,10 @@ import condconv
 
 PACKAGE = Path(condconv.__file__).parent
 FLOORS = [
-    {"errors", "registry", "geometry", "machine", "operators", "timing"},
+    {
+        "errors", "arguments", "context", "files", "limits", "reading", "tables", "registry", "geometry", "machine",
+        "operators", "timing", "transforms",
+    },  # fmt: skip
     {"lowered", "packed"},
     {"routers", "banks", "execution", "observation", "reuse"},
     {"layers"},

@@ -156,7 +156,7 @@ def test_what_cannot_be_reused_is_refused() -> None:
         with pytest.raises(condconv.ArgumentError, match="is to be differentiated"):
             layer(x, alpha.requires_grad_())
     for tolerance in (-0.1, math.nan):
-        refused = pytest.raises(condconv.ArgumentError, match=f"tolerance={tolerance} must be at least 0")
+        refused = pytest.raises(condconv.ArgumentError, match=f"tolerance={tolerance} must be a number, at least 0")
         with refused, condconv.reuse_kernels(layer, tolerance):
             pass
     refused = pytest.raises(condconv.ArgumentError, match="reuse_kernels: model=Linear has no conditional layer")

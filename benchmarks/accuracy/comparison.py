@@ -15,6 +15,9 @@ CONFIDENCE = 0.95
 SAME_COST = 0.02
 """A widened network stands for a conditional one where their multiply-adds differ by at most this share."""
 
+SAME_SHAPE = 0.001
+"""What rounding the ratio of a row may change."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -87,7 +90,9 @@ class Outcome:
 
     def twin(self, arm: str) -> str | None:
         """The static arm of the same shape that was trained for as many epochs in total."""
-        return next((other for other in self._static(arm) if WIDENED_TO not in self.study.arms[other]), None)
+        plain = self.macs(arm) / float(self.any_row(arm)["ratio"])
+        same_shape = [other for other in self._static(arm) if abs(self.macs(other) / plain - 1) < SAME_SHAPE]
+        return next((other for other in same_shape if WIDENED_TO not in self.study.arms[other]), None)
 
     def widened(self, arm: str) -> str | None:
         """The widened static arm closest to an arm in multiply-adds, if within 2 %, trained for as many epochs."""

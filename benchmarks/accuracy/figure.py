@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -23,6 +24,39 @@ def draw(outcome: Outcome, path: Path) -> None:
     _gains(right, outcome)
     path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"svg.hashsalt": path.stem}):  # the same file every time
+        figure.savefig(path, metadata={"Date": None})
+
+
+def draw_overhead(outcomes: Sequence[Outcome], path: Path) -> None:
+    """The arithmetic, and the gains of all finished conditional arms against what they pay, as SVG."""
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    sides = [4, 7, 8, 14, 16, 28, 32, 56]
+    for experts in (2, 4, 8, 16):
+        left.plot(sides, [100 * experts / side**2 for side in sides], marker="o", label=f"n = {experts}")
+    left.axhline(5, color="black", linewidth=0.8, linestyle="--")
+    left.set(xscale="log", yscale="log", xlabel="side of a layer's output / pixels", ylabel="overhead n / (H'W') / %")
+    left.set_xticks(sides, map(str, sides))
+    left.minorticks_off()
+    left.grid(alpha=0.3)
+    left.legend(fontsize="small")
+    right.axhline(0, color="black", linewidth=0.8)
+    for label, colour, pick in (("over the twin", _TWIN, "twin"), ("over the widened", _WIDENED, "widened")):
+        for outcome in outcomes:
+            for arm in outcome.conditional:
+                other = getattr(outcome, pick)(arm)
+                gain = None if other is None else outcome.difference(arm, other)
+                if gain is None or gain.seeds < 2:
+                    continue
+                overhead = 100 * (float(outcome.any_row(arm)["ratio"]) - 1)
+                right.errorbar(overhead, gain.mean, gain.half_width, fmt="o", color=colour, capsize=3, label=label)
+                label = "_"
+    right.set(xlabel="overhead of the network / %", ylabel="gain in top-1 / percentage points, 95 % interval")
+    right.grid(alpha=0.3)
+    if right.get_legend_handles_labels()[0]:
+        right.legend(fontsize="small")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context({"svg.hashsalt": path.stem}):
         figure.savefig(path, metadata={"Date": None})
 
 

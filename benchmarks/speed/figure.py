@@ -23,7 +23,7 @@ def draw(results: Results, path: Path) -> None:
     axes.set(xscale="log", yscale="log", xlabel="multiply-adds, relative to static", ylabel="time, relative to static")
     shown = (
         select(results.layers, group="dense"), select(results.layers, group="depthwise"),
-        select(results.networks, rest="f32", mode="eager"), results.training,
+        select(results.networks, rest="f32", mode="eager"), select(results.training, mode="eager"),
     )  # fmt: skip
     for (label, colour, marker), lines in zip((*SERIES, TRAINING), shown, strict=True):
         ours, timm = points(lines, "ours"), points(lines, "timm")

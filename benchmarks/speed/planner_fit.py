@@ -1,11 +1,13 @@
 """Fits what the planner knows of CPUs to the planner's table, and checks how well it chooses.
 
-    python -m benchmarks.speed.planner_fit     writes condconv/execution/fitted.csv and benchmarks/results/planner_check.csv
+    python -m benchmarks.speed.planner_fit
 
-The method is the subset of regressors (Rasmussen & Williams 2006, section 8.3.1): of the shapes that were measured for a
-question (instruction set, forward or training, kind, layout), those are kept that lie farthest from one another, and all
-of them say how much each one pulls. It is checked on shapes that the fit has not seen: an eighth of them is left out in
-turn.
+writes condconv/execution/fitted.csv and benchmarks/results/planner_check.csv.
+
+The method is the subset of regressors (Rasmussen & Williams 2006, section 8.3.1): of the shapes that were measured for
+a question (instruction set, forward or training, kind, layout), those are kept that lie farthest from one another, and
+all of them say how much each one pulls. It is checked on shapes that the fit has not seen: an eighth of them is left
+out in turn.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ NOISE = 0.1
 """The variance of what a measurement is off, beside that of the deviations from the trend."""
 HOPELESS = 4
 """A strategy without a time was at least so many times as slow as the fastest, or cannot serve."""
-KEPT = 40
+KEPT = 32
 """Shapes of a question that the fit keeps."""
 FOLDS = 8
 QUESTION = ("instructions", "work", "kind", "layout")
@@ -108,7 +110,7 @@ def fitted_rows(names: Sequence[str], measured: dict[Question, list[Cell]]) -> I
         for cell, pulls in zip(chosen, field.pulls, strict=True):
             yield {
                 **columns(question), **{size: f"{value:g}" for size, value in cell.sizes.items()},
-                **{f"{name}_pull": f"{pull:.4g}" for name, pull in zip(names, pulls, strict=True)},
+                **{f"{name}_pull": f"{pull:.8g}" for name, pull in zip(names, pulls, strict=True)},
             }  # fmt: skip
 
 

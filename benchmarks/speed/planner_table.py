@@ -4,10 +4,10 @@
     python -m benchmarks.speed.planner_fit               fits it: writes condconv/execution/fitted.csv, in seconds
 
 Shapes are drawn from a fixed seed: sizes as often small as large, channels that are multiples of nothing, stride 2,
-2 to 16 experts, one thread to as many as there are cores. The training form (experts in their natural layout), forward
-alone without gradients, and forward and backward with all of them. An empty time belongs to a strategy that cannot serve
-the shape, or to one whose first calls were hopelessly slow. Each instruction set is measured in a process of its own,
-in which torch's libraries are held to it too. Rows of an instruction set that this CPU does not have stay as they are.
+2 to 16 experts, one thread. The training form (experts in their natural layout), forward alone without
+gradients, and forward and backward with all of them. An empty time belongs to a strategy that cannot serve the shape,
+or to one whose first calls were hopelessly slow. Each instruction set is measured in a process of its own, in which
+torch's libraries are held to it too. Rows of an instruction set that this CPU does not have stay as they are.
 """
 
 from __future__ import annotations
@@ -34,18 +34,17 @@ TABLE = RESULTS / "planner.csv"
 STRATEGIES = [name for name in strategies if name not in ("reference", "triton")]
 """Those that run on the CPU; the reference defines the meaning, and nobody runs it to be fast."""
 PLANNED = [name for name in reversed(STRATEGIES) if name != "mixture_of_experts"]
-"""Those that the planner chooses among: a convolution for each expert pays where there is one, and that needs no table."""
+"""Those that the planner chooses among: a convolution for each expert pays where there is one; that needs no table."""
 COLUMNS = (
     "instructions", "work", "kind", "batch", "positions", "in_channels", "out_channels", "groups", "taps", "stride",
-    "experts", "layout", "threads", *(f"{name}_ms" for name in PLANNED), "machine", "torch",
+    "experts", "layout", *(f"{name}_ms" for name in PLANNED), "machine", "torch",
 )  # fmt: skip
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 WORK = ("forward", "training")
-THREADS = (1, 1, 2)
 KINDS = {"pointwise": 1024, "dense": 400, "depthwise": 1280, "grouped": 128}
 """Kinds of convolutions, and the most channels that are drawn: of a group, if they are grouped."""
 GROUPS = (2, 3, 4, 8)
-SHAPES, SEED = 100, 1
+SHAPES, SEED = 80, 1
 """Shapes of each kind."""
 EXPERTS = (2, 4, 8, 8, 16)
 
@@ -72,7 +71,6 @@ class Cell:
     stride: int
     groups: int
     experts: int
-    threads: int
 
     @property
     def geometry(self) -> ConvGeometry:
@@ -89,7 +87,7 @@ class Cell:
         """A readable name."""
         channels = f"{self.in_channels}-{self.out_channels}"
         shape = f"{self.kernel}x{self.kernel}/{self.stride} {channels} @{self.height}x{self.width} B{self.batch}"
-        return f"{self.kind} {shape} {self.threads} threads"
+        return f"{self.kind} {shape}"
 
     @property
     def macs(self) -> int:
@@ -110,7 +108,7 @@ def cells() -> Iterator[Cell]:
                 channels if kind == "depthwise" else groups * channels,
                 channels if kind == "depthwise" else groups * _size(draw, 4, most),
                 1 if kind == "pointwise" else draw.choice((3, 3, 5)), draw.choice((1, 1, 2)), groups,
-                draw.choice(EXPERTS), draw.choice(THREADS),
+                draw.choice(EXPERTS),
             )  # fmt: skip
             # A depthwise convolution is as slow as a dense one with hundreds of times its multiply-adds.
             if cell.macs * (25 if kind == "depthwise" else 1) <= MOST_MACS:
@@ -123,7 +121,7 @@ def _size(draw: random.Random, low: int, high: int) -> int:
     return round(math.exp(draw.uniform(math.log(low), math.log(high))))
 
 
-QUICK = (Cell("pointwise", 2, 3, 3, 16, 8, 1, 2, 1, 4, 1), Cell("depthwise", 2, 3, 4, 16, 16, 3, 1, 16, 8, 1))
+QUICK = (Cell("pointwise", 2, 3, 3, 16, 8, 1, 2, 1, 4), Cell("depthwise", 2, 3, 4, 16, 16, 3, 1, 16, 8))
 
 
 def times_ms(cell: Cell, layout: str, work: str) -> dict[str, float | None]:
@@ -169,7 +167,7 @@ def _seconds(call: Callable[[], object]) -> float:
 
 def rows(cell: Cell, instructions: str) -> Iterator[dict[str, object]]:
     """Measure one shape in every layout, forward and in training."""
-    torch.set_num_threads(cell.threads)
+    torch.set_num_threads(1)
     for layout in LAYOUTS:
         for work in WORK:
             times = times_ms(cell, layout, work)
@@ -177,7 +175,7 @@ def rows(cell: Cell, instructions: str) -> Iterator[dict[str, object]]:
                 "instructions": instructions, "work": work, "kind": cell.kind, "batch": cell.batch,
                 "positions": cell.positions, "in_channels": cell.in_channels, "out_channels": cell.out_channels,
                 "groups": cell.groups if cell.kind == "grouped" else 1, "taps": cell.kernel**2, "stride": cell.stride,
-                "experts": cell.experts, "layout": layout, "threads": cell.threads, "machine": processor(),
+                "experts": cell.experts, "layout": layout, "machine": processor(),
                 "torch": torch.__version__,
                 **{f"{name}_ms": "" if ms is None else f"{ms:.4g}" for name, ms in times.items()},
             }  # fmt: skip

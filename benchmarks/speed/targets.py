@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 
-from benchmarks.speed.planner_table import TABLE
 from benchmarks.speed.results import RESULTS, Line, read
 
 
@@ -21,14 +20,14 @@ class Results:
     hotspots: Sequence[Line] = ()
     gpu: Sequence[Line] = ()
     gpu_networks: Sequence[Line] = ()
+    single_layers: Sequence[Line] = ()
+    planner: Sequence[Line] = ()
     planner_check: Sequence[Line] = ()
-    measured: Sequence[Line] = ()
 
     @staticmethod
     def committed() -> Results:
-        """Read benchmarks/results and the planner's table."""
-        names = [field.name for field in fields(Results) if field.name != "measured"]
-        return Results(**{name: read(RESULTS / f"{name}.csv") for name in names}, measured=read(TABLE))
+        """Read benchmarks/results."""
+        return Results(**{field.name: read(RESULTS / f"{field.name}.csv") for field in fields(Results)})
 
 
 @dataclass(frozen=True)
@@ -102,11 +101,28 @@ def layers(group: str, storage: str = "f32") -> Callable[[Results], Measured]:
     return measured
 
 
+def single(
+    work: str, instructions: str, kinds: Sequence[str] = ("dense", "pointwise", "depthwise")
+) -> Callable[[Results], Measured]:
+    """The geometric mean of single layers of the training form, both memory layouts, one thread and two."""
+
+    def measured(results: Results) -> Measured:
+        lines = select(results.single_layers, work=work, instructions=instructions)
+        lines = [line for line in lines if line["kind"] in kinds]
+        if not lines:
+            return Measured(None)
+        columns = ("ratio", "ratio_p10", "ratio_p90", "timm_ratio", "macs_ratio")
+        ratio, p10, p90, timm, macs = (geometric_mean([float(line[c]) for line in lines]) for c in columns)
+        return Measured(ratio, (p10, p90), timm, macs)
+
+    return measured
+
+
 def training(batch: int, size: int) -> Callable[[Results], Measured]:
     """The time of a training step."""
 
     def measured(results: Results) -> Measured:
-        lines = select(results.training, batch=str(batch), size=str(size))
+        lines = select(results.training, batch=str(batch), size=str(size), mode="eager")
         return _one(select(lines, contender="ours"), select(lines, contender="timm"))
 
     return measured
@@ -116,7 +132,7 @@ def training_memory(batch: int, size: int) -> Callable[[Results], Measured]:
     """The peak working memory of a training step."""
 
     def measured(results: Results) -> Measured:
-        lines = select(results.training, batch=str(batch), size=str(size))
+        lines = select(results.training, batch=str(batch), size=str(size), mode="eager")
         used = {line["contender"]: number(line, "working_mb") for line in lines}
         static = used.get("static")
 
@@ -143,5 +159,9 @@ TARGETS = (
     Target("training step, batch 16, 224 px: peak working memory", 1.06, 1.0, training_memory(16, 224)),
     Target("training step, batch 32, 96 px: time", 1.65, 1.45, training(32, 96)),
     Target("training step, batch 32, 96 px: peak working memory", 1.3, 1.1, training_memory(32, 96)),
+    Target("training step of single layers, AVX2", 1.6, 1.25, single("training", "avx2")),
+    Target("training step of single layers, AVX-512", 1.4, 1.2, single("training", "avx512")),
+    Target("inference of dense and 1x1 layers, AVX2", 1.5, 1.25, single("forward", "avx2", ("dense", "pointwise"))),
+    Target("inference of depthwise layers, AVX2", 1.0, 0.8, single("forward", "avx2", ("depthwise",))),
 )
 """EfficientNet-B0 with 8 experts, routers included, unless a layer is named; ratios to its static twin."""

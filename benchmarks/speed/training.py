@@ -2,8 +2,8 @@
 
     python -m benchmarks.speed.training     writes benchmarks/results/training.csv
 
-All three train channels_last with batch norm in training mode. Memory is measured in processes of their own: see
-`memory.py`.
+Eager, and as torch.compile makes it of the whole network. All three train channels_last with batch norm in training
+mode. Memory is measured of eager steps, in processes of their own: see `memory.py`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 from benchmarks.speed.results import LIMITS, MACHINE, TIMING, arguments, run_cells, timing_columns
 from benchmarks.speed.roofline import Roofline
@@ -29,8 +32,9 @@ from condconv.benchmarking.networks import TrainingStep, strategies_of
 from condconv.timing import measure
 
 COLUMNS = (
-    "cell", "model", "batch", "size", "contender", "strategy", *TIMING, *LIMITS, *memory.MEMORY, *MACHINE
+    "cell", "model", "mode", "batch", "size", "contender", "strategy", *TIMING, *LIMITS, *memory.MEMORY, *MACHINE
 )  # fmt: skip
+EAGER, COMPILED = "eager", "compiled"
 WEIGHT_PASSES = 8
 """How often a step reads or writes each weight at least: read forward and backward, its gradient written; SGD with
 momentum reads weight, gradient and momentum, and writes weight and momentum."""
@@ -42,14 +46,15 @@ class Cell:
 
     batch: int
     size: int
+    mode: str = EAGER
 
     @property
     def name(self) -> str:
         """A readable name, unique among the cells."""
-        return f"training B{self.batch} {self.size}"
+        return f"training B{self.batch} {self.size}" + (" compiled" if self.mode == COMPILED else "")
 
 
-CELLS = (Cell(16, 224), Cell(32, 96))
+CELLS = (Cell(16, 224), Cell(32, 96), Cell(32, 96, COMPILED))
 QUICK = (Cell(2, 32),)
 
 
@@ -59,12 +64,20 @@ def limit_ms(work: Work, batch: int, roofline: Roofline) -> float:
     return roofline.ms(macs, 4 * (work.static_weights + work.expert_weights), passes=WEIGHT_PASSES)
 
 
+def step_of(kind: str, model: str, x: Tensor, mode: str) -> TrainingStep:
+    """A step of a network; compiled code is one graph, or it fails."""
+    network = raw_network(kind, model)
+    return TrainingStep(network, x, torch.compile(network, fullgraph=True) if mode == COMPILED else None)
+
+
 def rows(cell: Cell, given: argparse.Namespace, roofline: Roofline) -> Iterator[dict[str, object]]:
     """Measure one cell: a row each for the static twin, timm's network and ours."""
     kinds = [kind for kind in (STATIC, TIMM, OURS) if kind != TIMM or timm_name(given.model)]
     x = image_batch(cell.batch, cell.size)
-    steps = {kind: TrainingStep(raw_network(kind, given.model), x) for kind in kinds}
-    ran = {kind: strategies_of(step) for kind, step in steps.items()}
+    steps = {kind: step_of(kind, given.model, x, cell.mode) for kind in kinds}
+    ran = {kind: "" if cell.mode == COMPILED else strategies_of(step) for kind, step in steps.items()}
+    for step in steps.values():
+        step()  # Which compiles.
     timings = measure(steps, 0.5, given.quick)
     static_work = Work.of(given.model, STATIC, cell.size)
     static_limit = limit_ms(static_work, cell.batch, roofline)
@@ -72,11 +85,13 @@ def rows(cell: Cell, given: argparse.Namespace, roofline: Roofline) -> Iterator[
         work = Work.of(given.model, kind, cell.size)
         limit = limit_ms(work, cell.batch, roofline)
         read = 4 * (work.static_weights + work.expert_weights)
-        used = {} if given.quick else memory.measure(raw_network(kind, given.model), x, training=True)
+        weighed = not given.quick and cell.mode == EAGER
+        used = memory.measure(raw_network(kind, given.model), x, training=True) if weighed else {}
         ratio = (3 * work.convolution + 4 * work.mixing) / (3 * static_work.convolution)
         yield {
-            "cell": cell.name, "model": given.model, "batch": cell.batch, "size": cell.size, "contender": kind,
-            "strategy": ran[kind], **timing_columns(timings[kind], timings[STATIC]), "macs_ratio": f"{ratio:.3f}",
+            "cell": cell.name, "model": given.model, "mode": cell.mode, "batch": cell.batch, "size": cell.size,
+            "contender": kind, "strategy": ran[kind], **timing_columns(timings[kind], timings[STATIC]),
+            "macs_ratio": f"{ratio:.3f}",
             "roofline_ms": f"{limit:.4f}", "roofline_ratio": f"{limit / static_limit:.3f}",
             **roofline.columns(read), **used,
         }  # fmt: skip

@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader
 from condconv.analysis.collect import COUNTERFACTUAL_IMAGES, collect, routing_groups
 from condconv.analysis.curves import RecordedNetwork
 from condconv.analysis.figures import resolve_classes, resolve_layers
-from condconv.analysis.folder import make_temporary
 from condconv.analysis.report import write_report
 from condconv.analysis.results import Analysis, ImageAccess, summarise
 from condconv.data import EpochSampler, ImageView, Sample, Source
 from condconv.errors import argument_error
+from condconv.files import require_writable
 
 
 def examine(
@@ -76,6 +76,7 @@ def analyze(
     layers: Sequence[str] | None = None,
     classes: Sequence[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    replace: bool = False,
 ) -> Path:
     """Analyse a network on the validation images of a data set, write the report, and return its folder.
 
@@ -86,9 +87,9 @@ def analyze(
         resolve_layers(routing_groups(model), layers)
     if classes is not None:
         resolve_classes(source.classes, classes)
-    make_temporary(Path(out).expanduser()).rmdir()
+    require_writable(out)
     found, images = examine(model, source, title=title, limit=limit, workers=workers, progress=progress)
-    return write_report(out, found, images=images, runs=runs, layers=layers, classes=classes)
+    return write_report(out, found, images=images, runs=runs, layers=layers, classes=classes, replace=replace)
 
 
 def validation_batches(source: Source, batch_size: int, workers: int | None = None) -> DataLoader[Sample]:

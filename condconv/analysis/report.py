@@ -12,10 +12,11 @@ from condconv.analysis.advice import advise
 from condconv.analysis.curves import RecordedNetwork
 from condconv.analysis.drawing import Drawn, style, to_svg
 from condconv.analysis.explorer import explorer_data
-from condconv.analysis.folder import whole_folder
 from condconv.analysis.page import render
 from condconv.analysis.results import Analysis, ImageAccess
 from condconv.analysis.tables import write_tables
+from condconv.files import whole_folder
+from condconv.tables import visible
 
 PAGE = "report.html"
 
@@ -28,6 +29,7 @@ def write_report(
     runs: Sequence[RecordedNetwork] = (),
     layers: Sequence[str] | None = None,
     classes: Sequence[str] | None = None,
+    replace: bool = False,
 ) -> Path:
     """Write the report and return its folder: `out`, or the first free `out-2`, `out-3`, … where that exists.
 
@@ -39,21 +41,22 @@ def write_report(
         layers: the depths of the figure by class and expert, and the last of them for the figures about one depth;
             four evenly spread ones, and the last of all, where None.
         classes: the classes of the figure about single classes; the two that differ most where None.
+        replace: a folder that is there already is replaced.
 
     Raises:
         UnknownNameError: no such layer or class.
         ArgumentError: the folder cannot be written.
     """
     drawn = draw(analysis, images, runs, layers, classes)
-    with whole_folder(out) as folder:
+    with whole_folder(out, replace=replace) as folder:
         tables = write_tables(folder.path, analysis, runs)
-        pictures = {figure.name: to_svg(figure) for figure in drawn}
+        pictures = {figure.name: visible(to_svg(figure)) for figure in drawn}
         for name, svg in pictures.items():
-            (folder.path / f"{name}.svg").write_text(svg, encoding="utf-8")
+            (folder.path / f"{name}.svg").write_text(svg, encoding="utf-8", errors="surrogateescape")
         footer = f"Made by condconv analyze; torch {torch.__version__}. One file: it loads nothing from elsewhere."
         explorer = explorer_data(analysis, images)
         page = render(analysis, drawn, pictures, advise(analysis), explorer, tables, images, footer)
-        (folder.path / PAGE).write_text(page, encoding="utf-8")
+        (folder.path / PAGE).write_text(visible(page), encoding="utf-8", errors="surrogateescape")
     return folder.path
 
 

@@ -12,6 +12,7 @@ from condconv.analysis.curves import MEASURED, RecordedNetwork
 from condconv.analysis.figures import TOP_CLASSES
 from condconv.analysis.results import Analysis
 from condconv.analysis.totals import HISTOGRAM_BINS
+from condconv.tables import cells
 
 Cells = Sequence[object]
 
@@ -38,8 +39,8 @@ def write_tables(folder: Path, analysis: Analysis, runs: Sequence[RecordedNetwor
     if runs:
         tables["runs.csv"] = lambda: _runs(runs)
     for name, rows in tables.items():
-        with (folder / name).open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(rows())
+        with (folder / name).open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(map(cells, rows()))
     return list(tables)
 
 

@@ -51,9 +51,9 @@ def run(arguments: Sequence[str]) -> int:
     # Imported here: --help and wrong options answer without loading timm and matplotlib.
     import torch
 
-    from condconv.analysis.folder import whole_folder
     from condconv.benchmarking.report import as_table
     from condconv.benchmarking.rows import Benchmark, plan
+    from condconv.files import whole_folder
     from condconv.training.experiment import resolve_device
 
     device = resolve_device(settings.device)
@@ -84,7 +84,7 @@ def run(arguments: Sequence[str]) -> int:
 def measure(benchmark: Benchmark, cells: Sequence[Cell], rows: list[Row], folder: Path | None) -> None:
     """Add the rows of each cell, and write all that are there after each."""
     from condconv.benchmarking.report import as_csv, as_picture
-    from condconv.training.files import write_bytes, write_text
+    from condconv.files import write_bytes, write_text
 
     with progress_bar("cells") as progress:
         for done, cell in enumerate(cells):

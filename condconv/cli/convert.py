@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from condconv.cli.models_argument import add_model, input_size, load_model
@@ -26,6 +27,10 @@ def make_parser() -> Parser:
     )  # fmt: skip
     parser.add_argument("--init", type=str, default="upcycle", help="upcycle or fresh")
     parser.add_argument(
+        "--max-overhead", type=float, default=None, metavar="SHARE",
+        help="leave out layers whose mixing costs more than this share of their convolution, as in 0.05",
+    )  # fmt: skip
+    parser.add_argument(
         "--pretrained", action="store_true", default=False, help="start from published weights (download)"
     )
     parser.add_argument("--out", type=str, default=None, metavar="FOLDER", help="save the converted network here")
@@ -48,6 +53,7 @@ def run(arguments: Sequence[str]) -> int:
         share=share,
         init=settings.init,
         input_size=input_size(settings.input_size, model),
+        max_overhead=settings.max_overhead,
     )
     print(made)
     if settings.out is not None:
@@ -66,7 +72,7 @@ def parse_share(words: Sequence[str]) -> Share:
     """
     if len(words) == 1 and words[0] in ("block", "network", "none"):
         return None if words[0] == "none" else "block" if words[0] == "block" else "network"
-    if len(words) == 1 and words[0].isdigit():
+    if len(words) == 1 and re.fullmatch("[0-9]{1,9}", words[0]):
         return int(words[0])
     pairs = [word.partition("=") for word in words]
     if not all(separator and name and pattern for name, separator, pattern in pairs):

@@ -16,6 +16,10 @@ def make_parser() -> Parser:
     parser = Parser(prog="condconv eval", description="Evaluate a network on the validation images of a data set.")
     add_network(parser)
     parser.add_argument("--data", type=str, default=None, help=f"{DATA_HELP}; a run's own where left out")
+    parser.add_argument(
+        "--conditions", type=str, default=None, metavar="NAMES",
+        help="put the images under these, as --conditions of train does; a run's own where left out",
+    )  # fmt: skip
     parser.add_argument("--limit", type=int, default=None, metavar="N", help="a random N of the validation images")
     parser.add_argument("--out", type=str, default="evaluation", metavar="FOLDER", help="a new number if it exists")
     return parser
@@ -41,6 +45,7 @@ def run(arguments: Sequence[str]) -> int:
     device = resolve_device(settings.device)
     data = settings.data or RunFolder(Path(settings.model).expanduser()).read_config().data
     source = open_source(data, skip_bad=settings.skip_bad_images).limited(None, settings.limit)
+    source = source.under(settings.conditions)
     network, source, title = load_for_data(settings.model, settings.network, source, settings.pretrained)
     workers = default_workers(source) if settings.workers is None else settings.workers
     with progress_bar("images") as progress:

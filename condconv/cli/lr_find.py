@@ -38,10 +38,10 @@ def run(arguments: Sequence[str]) -> int:
     config = TrainConfig(**settings)
 
     # Imported here: --help and wrong options answer without loading Lightning and timm.
+    from condconv.files import Lock, write_bytes, write_text
     from condconv.training.console import RunConsole
     from condconv.training.experiment import Experiment, Processes
     from condconv.training.figures import learning_rate_sweep
-    from condconv.training.files import write_bytes, write_text
     from condconv.training.interruption import StopRequest
     from condconv.training.lr_find import suggestion, sweep, to_csv
 
@@ -52,9 +52,10 @@ def run(arguments: Sequence[str]) -> int:
     folder = Path(config.out).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     table, picture = (folder / f"{config.run_name}-lr-find.{kind}" for kind in ("csv", "png"))
-    write_text(table, to_csv(points))
-    write_bytes(picture, learning_rate_sweep([p.lr for p in points], [p.loss for p in points],
-                                             [p.smoothed for p in points], best))  # fmt: skip
+    with Lock(folder / f".{config.run_name}-lr-find.lock", str(table)):
+        write_text(table, to_csv(points))
+        write_bytes(picture, learning_rate_sweep([p.lr for p in points], [p.loss for p in points],
+                                                 [p.smoothed for p in points], best))  # fmt: skip
     print(f"suggestion: --lr {best:.2g}" + ("" if config.base_batch is None else " without --base-batch"))
     print(f"{len(points)} steps: {table}, {picture}")
     return 0

@@ -1,17 +1,24 @@
 """`condconv VERB …`: finds the verb, and turns every error into one line and an exit code.
 
-Exit codes: 0 done; 2 an error, said in one line; 130 after Ctrl-C. A traceback (exit code 1) is a defect here.
+Exit codes: 0 done; 2 an error, said in one line; 130 after Ctrl-C; 141 where the output is
+closed. A traceback (exit code 1) is a defect here.
 """
 
 from __future__ import annotations
 
 import importlib
+import io
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
 from condconv import __version__
 from condconv.errors import CondConvError
 from condconv.registry import unknown_name_message
+
+_LONGEST = 20_000
+"""Letters of a message; a value of megabytes is cut."""
 
 VERBS = {
     "train": "train a conditional network beside its static twins",
@@ -34,7 +41,19 @@ hyphen is an underscore there."""
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code. With `--debug` errors keep their traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name may have letters that the terminal has not
+            stream.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(words)
+    except BrokenPipeError:
+        # Whoever read the output has left; what Python flushes at its end goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
+def _run(words: Sequence[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(usage())
         return 0
@@ -46,7 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kind = "option" if verb.startswith("-") else "command"
         return fail(unknown_name_message(kind, verb, VERBS), 2)
     try:
-        return int(importlib.import_module(f"condconv.cli.{verb.replace('-', '_')}").run(rest))
+        code = int(importlib.import_module(f"condconv.cli.{verb.replace('-', '_')}").run(rest))
+        sys.stdout.flush()  # here, where a full disk can still be said
+        return code
     except CondConvError as error:
         if "--debug" in rest:
             raise
@@ -57,6 +78,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fail(
             f"'condconv {verb}' needs the package {error.name!r}; install it with: pip install 'condconv[all]'", 2
         )
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if "--debug" in rest:
+            raise
+        return fail(f"{error.filename or 'the output'}: {error.strerror or error}", 2)
     except KeyboardInterrupt:
         return fail("stopped", 130)
 
@@ -69,7 +96,8 @@ def usage() -> str:
 
 def fail(message: str, code: int) -> int:
     """Print one line to standard error and return the exit code."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    shown = message if len(message) < _LONGEST else f"{message[:_LONGEST]}…"
+    print(f"error: {' '.join(shown.split())}", file=sys.stderr)
     return code
 
 

@@ -21,12 +21,13 @@ def make_parser() -> Parser:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Print one line for each recipe."""
+    """Print one line for each recipe: those that were run first, each half by name."""
     settings = make_parser().parse_args(list(arguments))
     names = fnmatch.filter(list_recipes(), settings.pattern)
     if not names:
         raise UnknownNameError(unknown_name_message("recipe", settings.pattern, list_recipes()))
-    lines = [list(COLUMNS), *(cells(load_recipe(name)) for name in names)]
+    recipes = sorted((load_recipe(name) for name in names), key=lambda recipe: recipe.outcome == NOT_RUN)
+    lines = [list(COLUMNS), *map(cells, recipes)]
     if settings.markdown:
         lines.insert(1, ["---"] * len(COLUMNS))
         print("\n".join(f"| {' | '.join(line)} |" for line in lines))
@@ -37,6 +38,9 @@ def run(arguments: Sequence[str]) -> int:
     print(render(lines, left=len(COLUMNS)))
     return 0
 
+
+NOT_RUN = "not run here"
+"""The outcome of a recipe that stands behind those that were run."""
 
 COLUMNS = ("recipe", "network", "data", "outcome", "source")
 

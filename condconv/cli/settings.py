@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields
+from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 from jsonargparse import ActionYesNo
 
 from condconv.cli.parser import Parser
+from condconv.errors import ArgumentError
+from condconv.reading import parse_yaml, read_text
 from condconv.recipes import load_recipe
 from condconv.training.config import TrainConfig
 from condconv.training.rules import flag
@@ -44,12 +48,27 @@ def parse(parser: Parser, arguments: Sequence[str]) -> tuple[dict[str, Any], dic
     Raises:
         ArgumentError: an unknown option, setting or recipe.
     """
+    for path in _config_files(arguments):
+        try:
+            parse_yaml(read_text(path))
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ArgumentError(f"--config {path}: not a readable file of settings ({reason})") from error
     recipe = parser.parse_args(list(arguments)).recipe
     if recipe is not None:
         parser.set_defaults(dict(load_recipe(recipe).settings))
     values = {name: value for name, value in vars(parser.parse_args(list(arguments))).items() if name != "config"}
     settings = {name: values.pop(name) for name in _NAMES}
     return values, settings
+
+
+def _config_files(arguments: Sequence[str]) -> Iterator[Path]:
+    """The files of --config, to be looked at before jsonargparse writes their aliases out."""
+    for word, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
+        if word == "--config" and following:
+            yield Path(following)
+        elif word.startswith("--config="):
+            yield Path(word.removeprefix("--config="))
 
 
 def given(parser: Parser, arguments: Sequence[str]) -> dict[str, Any]:

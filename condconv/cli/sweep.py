@@ -9,7 +9,7 @@ from pathlib import Path
 
 from condconv.cli.parser import Parser
 from condconv.cli.progress import progress_bar
-from condconv.errors import ArgumentError, argument_error
+from condconv.errors import ArgumentError, BusyError, argument_error
 from condconv.registry import unknown_name_message
 from condconv.training.study import Cell, Study, read_study
 
@@ -57,7 +57,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def run_all(sweep, todo: Sequence[Cell]) -> int:  # type: ignore[no-untyped-def]
     """Run by run; one that fails does not keep the others from running."""
-    from condconv.training.sweep import Busy, RunFailed
+    from condconv.training.sweep import RunFailed
 
     failed, seconds = 0, []
     for number, (arm, seed) in enumerate(todo, 1):
@@ -66,8 +66,8 @@ def run_all(sweep, todo: Sequence[Cell]) -> int:  # type: ignore[no-untyped-def]
         started = time.monotonic()
         try:
             row = sweep.run((arm, seed))
-        except Busy:
-            print(f"{label} in the hands of another process, left to it", flush=True)
+        except BusyError as error:
+            print(f"{label} left to another process: {error}", flush=True)
             continue
         except RunFailed as error:
             failed += 1

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from condconv.cli.parser import Parser
 from condconv.cli.settings import add_settings, given, parse
 from condconv.errors import ArgumentError
-from condconv.training.config import TrainConfig
+from condconv.training.config import SMALL_INPUT, TrainConfig
+
+SMALL_RECIPE = "small_images"
 
 
 def make_parser() -> Parser:
@@ -44,6 +48,9 @@ def run(arguments: Sequence[str]) -> int:
         raise ArgumentError("--data is missing; pass fashion-mnist, digits or a folder, or go on with a run: --resume")
     if resume is not None and calls["fast_dev_run"]:
         raise ArgumentError("--fast-dev-run: a resumed run keeps its settings; start a new one")
+
+    if resume is None and settings["recipe"] is None and "model" not in given(parser, arguments):
+        calls, settings = parse(parser, [*arguments, *recipe_for(settings)])
 
     # Imported here: --help and wrong options answer without loading Lightning and timm.
     from condconv.training.console import RunConsole
@@ -82,6 +89,19 @@ def run(arguments: Sequence[str]) -> int:
     if first:
         console.table(f"\n{table}\n\nsummary and pictures: {folder.path}")
     return 0
+
+
+def recipe_for(settings: dict[str, Any]) -> list[str]:
+    """Where no model is named: the flags of the recipe for small images, where the images are small."""
+    from condconv.data import open_source
+
+    source = open_source(settings["data"], skip_bad=settings["skip_bad_images"], num_classes=settings["num_classes"])
+    side = settings["input_size"] or min(source.image_size)
+    if side >= SMALL_INPUT:
+        return []
+    if os.environ.get("RANK", "0") == "0":
+        print(f"notice: images of {side} pixels, no --model: recipe {SMALL_RECIPE}; --model or --recipe names another")
+    return ["--recipe", SMALL_RECIPE]
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from condconv.arguments import a_module, flag
 from condconv.banks import PackedBank
 from condconv.conversion.same_padding import pads_same, same_padded
 from condconv.conversion.sharing import Group
@@ -128,6 +129,8 @@ def revert(model: nn.Module, discard_training: bool = False) -> nn.Module:
     Raises:
         ConversionError: there is nothing to revert, a layer has no original, or experts or routers have changed.
     """
+    a_module("revert", "model", model)
+    flag("revert", "discard_training", discard_training)
     refuse_inference_form(model, "revert")
     layers = list(conditional_layers(model))
     if not layers:

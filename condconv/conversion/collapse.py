@@ -12,9 +12,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from condconv.arguments import a_module
 from condconv.conversion.apply import conditional_layers, origin_of, refuse_inference_form, replace_layer
 from condconv.counting.trace import evaluating
-from condconv.errors import ConversionError
+from condconv.errors import ConversionError, argument_error
 from condconv.layers import ConditionalLayer
 from condconv.observation import record_routing
 from condconv.routers import detach_scopes
@@ -53,6 +54,10 @@ def collapse(model: nn.Module, loader: Iterable[Any]) -> nn.Module:
     Raises:
         ConversionError: no conditional layer, no batch, or a layer that never ran.
     """
+    a_module("collapse", "model", model)
+    if not isinstance(loader, Iterable) or isinstance(loader, str | bytes | type | Tensor):
+        rule = "gives no batches"
+        raise argument_error("collapse", "loader", loader, rule, "pass a loader or a list of inputs of the network")
     refuse_inference_form(model, "collapse")
     if not any(True for _ in conditional_layers(model)):
         raise ConversionError("collapse: the model has no conditional layer, so it is static already")
@@ -104,6 +109,9 @@ def _static_layer(layer: ConditionalLayer, mean: Tensor) -> nn.Module:
 
 
 def _input(batch: Any, device: torch.device) -> Any:
+    if not isinstance(batch, Tensor | tuple | list) or len(batch) == 0:
+        rule = f"gives a batch of type {type(batch).__name__}"
+        raise argument_error("collapse", "loader", batch, rule, "each is a tensor, or a tuple that begins with one")
     x = batch if isinstance(batch, Tensor) else batch[0]
     return x.to(device) if isinstance(x, Tensor) else [item.to(device) for item in x]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,17 +11,19 @@ from typing import Any, Literal, cast
 import torch
 from torch import nn
 
+from condconv.arguments import a_module, choice, integer
 from condconv.conversion.apply import Step, apply_steps, refuse_inference_form
+from condconv.conversion.overhead import convolution_macs, layer_overhead, mixing_macs, too_dear
 from condconv.conversion.select import Targets, select
 from condconv.conversion.sharing import Group, Sharing, share_routing
 from condconv.conversion.sites import Survey, survey
 from condconv.conversion.upcycle import constant_scale
 from condconv.counting.count import paper_cost
-from condconv.counting.rules import paper_macs
 from condconv.counting.table import render
 from condconv.counting.trace import Call, Inputs
-from condconv.errors import ConversionError, argument_error
+from condconv.errors import ConversionError
 from condconv.layers import RouterFactory
+from condconv.layers.base import made_router
 from condconv.routers import Router
 from condconv.variants import Share, Variant, variants
 
@@ -43,6 +46,8 @@ class PlannedLayer:
     macs_before: int | None
     """Multiply-adds by the papers' convention; None without `input_size`."""
     macs_after: int | None
+    overhead: float | None = None
+    """Of a layer that can be converted: mixing over convolution, n / (H' W'); None without `input_size`."""
 
 
 @dataclass
@@ -78,6 +83,11 @@ class Plan:
             return None
         return self.macs_before + sum((row.macs_after or 0) - (row.macs_before or 0) for row in self.layers)
 
+    @property
+    def overhead(self) -> float | None:
+        """Multiply-adds that mixing and routing add, over those before; None without `input_size`."""
+        return None if not self.macs_before else cast(int, self.macs_after) / self.macs_before - 1
+
     def apply(self, model: nn.Module | None = None) -> nn.Module:
         """Convert the model in place and return it (a new module where the model is itself a converted layer).
 
@@ -100,17 +110,27 @@ class Plan:
         return made
 
     def __str__(self) -> str:
-        head = ["layer", "kind", "", "why / routed by", "parameters", "after", "multiply-adds", "after"]
+        head = ["layer", "kind", "", "why / routed by", "parameters", "after", "multiply-adds", "after", "overhead"]
         lines = [
             [row.name or "(model)", row.kind, "converted" if row.converted else "skipped", row.why]
             + [_number(v) for v in (row.params_before, row.params_after, row.macs_before, row.macs_after)]
+            + [_share(row.overhead)]
             for row in self.layers
         ]
         sums = (self.params_before, self.params_after, self.macs_before, self.macs_after)
-        lines.append(["whole model", "", f"{len(self._steps)} layers", "", *map(_number, sums)])
+        lines.append(["whole model", "", f"{len(self._steps)} layers", "", *map(_number, sums), _share(self.overhead)])
         note = "" if self.macs_before is not None else "; pass input_size for multiply-adds and depth by execution"
         title = f"conversion to {self.variant.name!r}: {self.num_experts} experts, init={self.init!r}"
-        return f"{title} (multiply-adds by the convention 'paper'{note})\n" + render([head, *lines], left=4)
+        table = render([head, *lines], left=4)
+        return f"{title} (multiply-adds by the convention 'paper'{note})\n{table}{self._instead()}"
+
+    def _instead(self) -> str:
+        """What a static network would do with the same multiply-adds: they grow with the square of the width."""
+        if self.overhead is None:
+            return ""
+        return (
+            f"\na static network of the same multiply-adds would be {math.sqrt(1 + self.overhead):.3f} times as wide"
+        )
 
 
 def plan(
@@ -123,6 +143,7 @@ def plan(
     init: Init = "upcycle",
     input_size: Inputs | None = None,
     router: RouterFactory | None = None,
+    max_overhead: float | None = None,
 ) -> Plan:
     """Plan the conversion of selected layers of any network; nothing is changed yet.
 
@@ -139,29 +160,34 @@ def plan(
         input_size: (C, *space) of one example, or example inputs. Without it depth is the order of the modules, and
             multiply-adds are unknown.
         router: factory (in_channels, num_experts) → router; the variant's default where None.
+        max_overhead: leave out layers whose mixing costs more than this share of their convolution, n / (H' W'); needs
+            `input_size`. None: no limit.
 
     Raises:
         UnknownNameError: no such variant.
         ArgumentError: an argument out of range, or targets that match no layer.
         ConversionError: the model is compiled or wrapped, or the router's gate cannot be upcycled.
     """
+    a_module("plan", "model", model)
     chosen = variants[variant]
-    n = chosen.num_experts if num_experts is None else num_experts
-    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-        raise argument_error("plan", "num_experts", n, "must be at least 1", "pass a positive number of experts")
-    if init not in ("upcycle", "fresh"):
-        raise argument_error("plan", "init", init, "is unknown", "use 'upcycle' or 'fresh'")
+    n = integer("plan", "num_experts", chosen.num_experts if num_experts is None else num_experts, 1)
+    choice("plan", "init", init, ("upcycle", "fresh"))
+    if router is not None:
+        made_router("plan", router, 8, n)
     refuse_inference_form(model, "plan")
     found = survey(model, chosen, input_size)
     selection = select(found, targets, chosen)
     names = [name for name, site in found.sites.items() if name in selection.chosen and site.obstacle is None]
+    dear = too_dear(found, names, n, max_overhead)
+    names = [name for name in names if name not in dear]
     sharing = share_routing(found, names, chosen.share if share is _DEFAULT else share)
     make = router or chosen.router
     if init == "upcycle":
         _check_gate(make, n)
     steps = tuple(_step(found, name, chosen, sharing) for name in names)
     rows = _Rows(found, sharing, make, n)
-    skipped = {name: found.sites[name].obstacle or selection.why_not.get(name, "") for name in found.sites}
+    why_not = {**selection.why_not, **dear}
+    skipped = {name: found.sites[name].obstacle or why_not.get(name, "") for name in found.sites}
     layers = [rows.converted(name) if name in names else rows.skipped(name, skipped[name]) for name in found.sites]
     layers += [rows.router(group) for group in sharing.groups]
     params = sum(p.numel() for p in model.parameters() if not isinstance(p, nn.parameter.UninitializedParameter))
@@ -179,6 +205,7 @@ def convert(
     init: Init = "upcycle",
     input_size: Inputs | None = None,
     router: RouterFactory | None = None,
+    max_overhead: float | None = None,
 ) -> nn.Module:
     """Plan and apply in one call: convert selected layers of `model` in place and return it (see `plan`).
 
@@ -193,6 +220,7 @@ def convert(
         init=init,
         input_size=input_size,
         router=router,
+        max_overhead=max_overhead,
     )
     return made.apply()
 
@@ -221,27 +249,26 @@ class _Rows:
 
     def skipped(self, name: str, why: str) -> PlannedLayer:
         params, macs = self._before(name)
-        return PlannedLayer(name, self._found.sites[name].kind, False, why, params, params, macs, macs)
+        overhead = layer_overhead(self._found, name, self._n)
+        return PlannedLayer(name, self._found.sites[name].kind, False, why, params, params, macs, macs, overhead)
 
     def converted(self, name: str) -> PlannedLayer:
         site = self._found.sites[name]
         params, macs = self._before(name)
         calls = self._calls(name)
         after = params * self._n
-        price = None if macs is None else macs
-        for call in calls:
-            batch = cast(torch.Tensor, call.input).shape[0]
-            price = (price or 0) + batch * self._n * cast(torch.Tensor, site.module.weight).numel()
+        price = None if macs is None else macs + mixing_macs(self._found, name, self._n)
+        overhead = layer_overhead(self._found, name, self._n)
         if name not in self._own:
             why = self._source[name] or "the network"
-            return PlannedLayer(name, site.kind, True, why, params, after, macs, price)
+            return PlannedLayer(name, site.kind, True, why, params, after, macs, price, overhead)
         channels = cast(Any, site.module).in_features if site.kind == "linear" else cast(Any, site.module).in_channels
         router = self._make(channels)
         for call in calls:
             price = (price or 0) + _routing(router, cast(torch.Tensor, call.input), site.kind == "linear")
         why = "itself" + (f": {self._own[name]}" if self._own[name] else "")
         after += sum(p.numel() for p in router.parameters())
-        return PlannedLayer(name, site.kind, True, why, params, after, macs, price)
+        return PlannedLayer(name, site.kind, True, why, params, after, macs, price, overhead)
 
     def router(self, group: Group) -> PlannedLayer:
         router = self._make(group.in_channels)
@@ -265,14 +292,7 @@ class _Rows:
         module = self._found.sites[name].module
         lazy = nn.parameter.UninitializedParameter
         params = sum(p.numel() for p in module.parameters() if not isinstance(p, lazy))
-        if self._found.trace is None:
-            return params, None
-        priced = [
-            sum(paper_macs(module, call.input, call.output))
-            for call in self._calls(name)
-            if call.input is not None and call.output is not None and self._found.sites[name].kind != "other"
-        ]
-        return params, sum(priced)
+        return params, convolution_macs(self._found, name)
 
 
 def _routing(router: Router, x: torch.Tensor, channels_last: bool) -> int:
@@ -283,3 +303,7 @@ def _routing(router: Router, x: torch.Tensor, channels_last: bool) -> int:
 
 def _number(value: int | None) -> str:
     return "–" if value is None else f"{value:,}"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"

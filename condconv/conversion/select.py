@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from condconv.conversion.sites import KINDS, Site, Survey, name_patterns
 from condconv.errors import ArgumentError, ConversionError, argument_error
@@ -43,6 +43,9 @@ def select(survey: Survey, targets: Targets, variant: Variant) -> Selection:
         skipped = {name: reason for name in (site.name for site in survey.convolutions) if name not in chosen}
         why_not.update(skipped)
     else:
+        if isinstance(targets, Tensor | nn.Module) or not (isinstance(targets, Iterable) or callable(targets)):
+            rule = "must be a kind, a regex, a function (name, module) -> bool, or several of them"
+            raise argument_error("plan", "targets", targets, rule, f"use {', '.join(KINDS)}")
         each = [targets] if isinstance(targets, str) or callable(targets) else list(targets)
         chosen = set().union(*(_matching(survey, target) for target in each))
     if not chosen:
@@ -93,7 +96,7 @@ def _default_reason(site: Site) -> str:
 def _matching(survey: Survey, target: Target) -> set[str]:
     sites = survey.sites.values()
     if not isinstance(target, str):
-        if not callable(target):
+        if not callable(target) or isinstance(target, type):
             rule, remedy = "is no string and no function (name, module) -> bool", f"use a regex or {', '.join(KINDS)}"
             raise argument_error("plan", "targets", target, rule, remedy)
         return {site.name for site in sites if target(site.name, site.module)}

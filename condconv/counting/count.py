@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from condconv.arguments import a_module
 from condconv.banks import PackedBank
 from condconv.counting.executed import DispatchCount, WatchExecution
 from condconv.counting.rules import Macs, kind_of, paper_macs
@@ -45,6 +46,7 @@ def count(model: nn.Module, input_size: Inputs, convention: str = "paper") -> Co
         ArgumentError: `input_size` is neither a size nor inputs.
         ConversionError: the model has parameters that are not initialised yet.
     """
+    a_module("count", "model", model)
     rule = conventions[convention]
     lazy = [name for name, p in model.named_parameters() if isinstance(p, nn.parameter.UninitializedParameter)]
     if lazy:

@@ -13,12 +13,14 @@ from torch import Tensor
 
 from condconv.data.source import ImageSet
 from condconv.errors import DataError
+from condconv.limits import limit
+from condconv.reading import read_file
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 LARGE_SIZE = 224
-_UNDECODABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+_SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I")
 
 
 def decode_image(data: bytes, where: str, channels: int) -> Tensor:
@@ -30,8 +32,9 @@ def decode_image(data: bytes, where: str, channels: int) -> Tensor:
         raise DataError(f"{where}: the image file is empty (0 bytes)")
     try:
         with Image.open(io.BytesIO(data)) as image:
-            pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
-    except _UNDECODABLE as error:
+            _require_size(image)
+            pixels = np.array(_eight_bits(image).convert("L" if channels == 1 else "RGB"))
+    except Exception as error:  # Pillow raises all kinds for damaged files, and warns, which may be an error too
         raise DataError(
             f"{where}: cannot be decoded as an image ({error}); remove or replace it, or pass --skip-bad-images"
         ) from error
@@ -39,10 +42,30 @@ def decode_image(data: bytes, where: str, channels: int) -> Tensor:
     return tensor[None] if channels == 1 else tensor.permute(2, 0, 1).contiguous()
 
 
+def _require_size(image: Image.Image) -> None:
+    most = limit("max_image_pixels")
+    if image.width * image.height > most:
+        raise ValueError(
+            f"{image.width} x {image.height} pixels, more than the limit of {most}; set CONDCONV_MAX_IMAGE_PIXELS"
+        )
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey as 8 bits; Pillow would cut off all above 255 instead of scaling."""
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers, which have no white; convert it to 8 or 16 bits")
+    if image.mode not in _SIXTEEN_BITS:
+        return image
+    values = np.asarray(image).astype(np.int64)
+    if values.size and (values.min() < 0 or values.max() > 0xFFFF):
+        raise ValueError("its pixels have 32 bits; convert it to 8 or 16 bits")
+    return Image.fromarray(((values * 255 + 0x7FFF) // 0xFFFF).astype(np.uint8))
+
+
 def read_bytes(path: Path) -> bytes:
-    """The bytes of a file; `DataError` naming it where it cannot be read."""
+    """The bytes of an image file; `DataError` naming it where it cannot be read, is no file, or is too large."""
     try:
-        return path.read_bytes()
+        return read_file(path, "max_image_bytes")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
 
@@ -60,8 +83,8 @@ def common_format(files: Iterable[bytes]) -> tuple[int, tuple[int, int], bool]:
         try:
             with Image.open(io.BytesIO(data)) as image:
                 sizes.add((image.height, image.width))
-                grey = grey and image.mode in ("1", "L")
-        except _UNDECODABLE:
+                grey = grey and image.mode in ("1", "L", *_SIXTEEN_BITS)
+        except Exception:
             continue
     channels = 1 if grey and sizes else 3
     if len(sizes) == 1 and max(next(iter(sizes))) <= LARGE_SIZE:

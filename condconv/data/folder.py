@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from condconv.data.decoding import IMAGE_SUFFIXES, common_format, decode_image, normalisation, read_bytes, spread
-from condconv.data.source import ImageSet, Source, require_classes
+from condconv.data.source import ImageSet, Source, require_class_names, require_classes
 from condconv.errors import DataError
 
 
@@ -47,6 +47,7 @@ def open_image_folder(folder: Path) -> Source:
     classes = tuple(sorted(entry.name for entry in train_folder.iterdir() if entry.is_dir()))
     if not classes:
         raise DataError(f"{train_folder}: no class folders in it; expected {train_folder.name}/<class>/<image files>")
+    require_class_names(train_folder, classes)
     foreign = sorted(entry.name for entry in val_folder.iterdir() if entry.is_dir() and entry.name not in classes)
     if foreign:
         raise DataError(f"{val_folder / foreign[0]}: class {foreign[0]!r} has no folder in {train_folder}")

@@ -6,7 +6,10 @@ import gzip
 import math
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 import torch
@@ -15,6 +18,8 @@ from torch import Tensor
 from condconv.data.cache import cache_folder
 from condconv.data.source import Source, TensorImages, require_classes, require_labels
 from condconv.errors import DataError
+from condconv.limits import limit
+from condconv.reading import open_regular
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 """Where the Debian package `dataset-fashion-mnist` puts its files."""
@@ -30,29 +35,42 @@ def read_idx(path: Path, rank: int) -> Tensor:
 
     Raises `DataError` for a missing, empty, truncated, too long or foreign file, saying what was expected.
     """
-    data = _read_bytes(path)
-    header = 4 + 4 * rank
-    if not data:
+    with _readable(path) as file:
+        shape = _shape(path, file.read(4 + 4 * rank), rank)
+        expected = math.prod(shape)
+        if expected > limit("max_idx_bytes"):
+            raise DataError(
+                f"{path}: its header {shape} promises {expected} bytes, more than the limit; set CONDCONV_MAX_IDX_BYTES"
+            )
+        data = file.read(expected + 1)  # no further, whatever else is packed in it
+    if len(data) != expected:
+        kind, found = ("truncated", len(data)) if len(data) < expected else ("too long", "more")
+        raise DataError(f"{path}: {kind}; its header {shape} promises {expected} bytes of data, found {found}")
+    return torch.from_numpy(np.frombuffer(data, np.uint8).copy()).reshape(shape)
+
+
+def _shape(path: Path, header: bytes, rank: int) -> tuple[int, ...]:
+    if not header:
         raise DataError(f"{path}: the file is empty; expected an IDX file of {rank} axes")
-    if len(data) < header:
-        raise DataError(f"{path}: truncated; expected an IDX header of {header} bytes, found {len(data)}")
-    magic, *shape = struct.unpack(f">{1 + rank}I", data[:header])
+    if len(header) < 4 + 4 * rank:
+        raise DataError(f"{path}: truncated; expected an IDX header of {4 + 4 * rank} bytes, found {len(header)}")
+    magic, *shape = struct.unpack(f">{1 + rank}I", header)
     expected_magic = (_UNSIGNED_BYTE << 8) | rank
     if magic != expected_magic:
         raise DataError(
             f"{path}: not an IDX file of {rank} axes: it begins with {magic:#010x}, expected {expected_magic:#010x}"
         )
-    expected, found = math.prod(shape), len(data) - header
-    if found != expected:
-        kind = "truncated" if found < expected else "too long"
-        raise DataError(f"{path}: {kind}; its header {tuple(shape)} promises {expected} bytes of data, found {found}")
-    return torch.from_numpy(np.frombuffer(data, np.uint8, offset=header).copy()).reshape(shape)
+    return tuple(shape)
 
 
-def _read_bytes(path: Path) -> bytes:
+@contextmanager
+def _readable(path: Path) -> Iterator[IO[bytes]]:
+    """The file, unpacked as it is read."""
     try:
-        raw = path.read_bytes()
-        return gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+        with open_regular(path) as raw:
+            packed = raw.read(2) == b"\x1f\x8b"
+            raw.seek(0)
+            yield cast("IO[bytes]", gzip.GzipFile(fileobj=raw)) if packed else raw
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; expected an IDX file") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -89,6 +107,8 @@ def open_idx_folder(folder: Path, name: str, classes: tuple[str, ...] | None = N
     if len(train) and classes is None:
         classes = tuple(str(label) for label in range(int(train.labels.max()) + 1))
     classes = classes or ()
+    if not len(val):
+        raise DataError(f"{val.origin}: no images in it; a validation set needs at least one")
     for half in (train, val):
         require_labels(half.labels, len(classes), half)
     require_classes(str(folder), classes, train)

@@ -6,16 +6,12 @@ appears in the cache under its name when it is whole, so that an interrupted cal
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import http.client
-import os
 import re
-import shutil
 import sys
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -23,21 +19,24 @@ from pathlib import Path
 from typing import IO, TypeVar
 
 from condconv.data.cache import cache_folder
+from condconv.data.http import http_get
 from condconv.data.manifest import CLASSES, MANIFEST, Shard, read_manifest
-from condconv.errors import DataError
+from condconv.data.tar import tar_members
+from condconv.errors import BusyError, DataError
+from condconv.files import Lock, whole_file
+from condconv.limits import limit
 
 T = TypeVar("T")
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _ATTEMPTS = 4
 _FIRST_PAUSE_S = 1.0
-_TIMEOUT_S = 60
 _AT_ONCE = 4
-_CHUNK_BYTES = 1 << 20
+_BLOCK_BYTES = 1 << 20
 
 
-class _CutShort(Exception):
-    """Fewer bytes came than were announced."""
+class _NotWhole(Exception):
+    """Other bytes came than were announced."""
 
 
 def is_url(data: str) -> bool:
@@ -60,10 +59,11 @@ def fetch_shards(url: str) -> Path:
             cannot be written, or a package for the protocol is missing.
     """
     base = url.rstrip("/")
-    folder = cache_folder() / "shards" / f"{name_of(url)}-{hashlib.sha256(base.encode()).hexdigest()[:10]}"
+    name = re.sub(r"[^\w.-]+", "-", name_of(url))[-60:]
+    folder = cache_folder() / "shards" / f"{name}-{hashlib.sha256(base.encode()).hexdigest()[:10]}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / ".lock"):
+        with _lock(folder):
             _fetch_all(base, folder)
     except OSError as error:
         raise DataError(
@@ -74,7 +74,7 @@ def fetch_shards(url: str) -> Path:
 
 
 def _fetch_all(base: str, folder: Path) -> None:
-    text = _read(f"{base}/{MANIFEST}")
+    text = _read(f"{base}/{MANIFEST}", "max_index_bytes")
     if text is None:
         raise DataError(
             f"{base}/{MANIFEST}: not found; a set on a server needs this list of its shards, which 'condconv shard' "
@@ -83,21 +83,34 @@ def _fetch_all(base: str, folder: Path) -> None:
     manifest = read_manifest(text.decode("utf-8", errors="replace"), f"{base}/{MANIFEST}")
     kept = folder / MANIFEST
     if not kept.exists() or kept.read_bytes() != text:
+        classes = _read(f"{base}/{CLASSES}", "max_text_bytes")
         for old in folder.glob("*.tar"):
             old.unlink()
-        classes = _read(f"{base}/{CLASSES}")
         (folder / CLASSES).unlink(missing_ok=True)
-        if classes is not None:
-            (folder / CLASSES).write_bytes(classes)
-        kept.write_bytes(text)
-    missing = [shard for shard in (*manifest.train, *manifest.val) if not (folder / shard.name).exists()]
-    _fetch_missing(base, folder, missing)
+        for name, content in ((CLASSES, classes), (MANIFEST, text)):
+            if content is not None:
+                with whole_file(folder / name) as temporary:
+                    temporary.write_bytes(content)
+    shards = (*manifest.train, *manifest.val)
+    _fetch_missing(base, folder, [shard for shard in shards if not _is_whole(folder / shard.name, shard)])
+
+
+def _is_whole(path: Path, shard: Shard) -> bool:
+    """Whether a file of the cache is what the list says: its length, or where that is not listed, an archive's end."""
+    if not path.exists():
+        return False
+    if shard.bytes is not None:
+        return path.stat().st_size == shard.bytes
+    try:
+        return all(True for _ in tar_members(path))
+    except DataError:
+        return False
 
 
 def _fetch_missing(base: str, folder: Path, missing: Sequence[Shard]) -> None:
     pool = ThreadPoolExecutor(_AT_ONCE)
     try:
-        waiting = [pool.submit(_fetch, f"{base}/{shard.name}", folder / shard.name, shard.bytes) for shard in missing]
+        waiting = [pool.submit(_fetch, f"{base}/{shard.name}", folder / shard.name, shard) for shard in missing]
         for done, future in enumerate(as_completed(waiting), 1):
             future.result()
             if sys.stderr.isatty():
@@ -110,35 +123,40 @@ def _fetch_missing(base: str, folder: Path, missing: Sequence[Shard]) -> None:
         pool.shutdown(cancel_futures=True)
 
 
-def _fetch(url: str, path: Path, expected: int | None) -> None:
+def _fetch(url: str, path: Path, shard: Shard) -> None:
     """One shard, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with whole_file(path) as temporary:
 
-    def copy() -> None:
-        with _opened(url) as (remote, length), temporary.open("wb") as local:
-            shutil.copyfileobj(remote, local, _CHUNK_BYTES)
-        found = temporary.stat().st_size
-        wanted = expected if expected is not None else length
-        if wanted is not None and found != wanted:
-            raise _CutShort(
-                f"{wanted} bytes expected, {found} received; if that stays so, the server's file is damaged"
-            )
+        def copy() -> None:
+            digest, found = hashlib.sha256(), 0
+            with _opened(url) as (remote, length), temporary.open("wb") as local:
+                wanted = shard.bytes if shard.bytes is not None else length
+                for block in _blocks(url, remote, limit("max_shard_bytes") if shard.bytes is None else shard.bytes):
+                    local.write(block)
+                    digest.update(block)
+                    found += len(block)
+            if wanted is not None and found != wanted:
+                raise _NotWhole(f"{wanted} bytes expected, {found} received")
+            if shard.sha256 not in (None, digest.hexdigest()):
+                raise _NotWhole(f"sha256 {shard.sha256} expected, {digest.hexdigest()} received")
+            if not _is_whole(temporary, shard):
+                raise _NotWhole("no whole tar archive was received")
 
-    try:
-        _with_patience(url, copy)
-        os.replace(temporary, path)
-    except FileNotFoundError as error:
-        raise DataError(f"{url}: not found, though {MANIFEST} lists it") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        try:
+            _with_patience(url, copy)
+        except FileNotFoundError as error:
+            raise DataError(f"{url}: not found, though {MANIFEST} lists it") from error
 
 
-def _read(url: str) -> bytes | None:
-    """A small file; None where there is none."""
+def _read(url: str, bound: str) -> bytes | None:
+    """A small file, no larger than the limit of that name; None where there is none."""
 
     def read() -> bytes:
-        with _opened(url) as (remote, _):
-            return remote.read()
+        with _opened(url) as (remote, length):
+            data = b"".join(_blocks(url, remote, limit(bound)))
+        if length is not None and len(data) != length:
+            raise _NotWhole(f"{length} bytes expected, {len(data)} received")
+        return data
 
     try:
         return _with_patience(url, read)
@@ -162,9 +180,13 @@ def _with_patience(url: str, action: Callable[[], T]) -> T:
                 raise FileNotFoundError(f"{url}: not found") from None
             if attempt == _ATTEMPTS or (error.code < 500 and error.code != 429):
                 raise DataError(f"{url}: cannot be fetched (HTTP {error.code} {error.reason})") from error
-        except (urllib.error.URLError, ConnectionError, TimeoutError, http.client.HTTPException, _CutShort) as error:
+        except (urllib.error.URLError, ConnectionError, TimeoutError, http.client.HTTPException, _NotWhole) as error:
             if attempt == _ATTEMPTS:
                 raise DataError(f"{url}: cannot be fetched ({getattr(error, 'reason', None) or error})") from error
+        except ValueError as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"{url}: not a URL that can be fetched ({error})") from error
         time.sleep(_FIRST_PAUSE_S * 2 ** (attempt - 1))
     raise AssertionError("the last attempt returns or raises")
 
@@ -173,9 +195,8 @@ def _with_patience(url: str, action: Callable[[], T]) -> T:
 def _opened(url: str) -> Iterator[tuple[IO[bytes], int | None]]:
     """A remote file and its length, where the server says it."""
     if url.split(":", 1)[0].lower() in ("http", "https"):
-        with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response:
-            length = response.headers.get("Content-Length")
-            yield response, None if length is None else int(length)
+        with http_get(url) as (response, length):
+            yield response, length
         return
     try:
         import fsspec  # type: ignore[import-untyped]
@@ -191,12 +212,24 @@ def _opened(url: str) -> Iterator[tuple[IO[bytes], int | None]]:
         yield file, None
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock among the processes of this machine, or wait for it."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+def _blocks(url: str, remote: IO[bytes], most: int) -> Iterator[bytes]:
+    """What a server sends, as it comes; no more than that many bytes, and not arbitrarily slowly."""
+    begun, received = time.monotonic(), 0
+    read = getattr(remote, "read1", remote.read)  # `read` would wait for a whole block, however slowly it comes
+    while block := read(_BLOCK_BYTES):
+        received += len(block)
+        if received > most:
+            raise DataError(f"{url}: sends more than the {most} bytes that it may have; nothing of it is kept")
+        seconds = time.monotonic() - begun - limit("fetch_timeout_s")
+        if received < seconds * limit("fetch_min_bytes_per_s"):
+            raise DataError(f"{url}: slower than CONDCONV_FETCH_MIN_BYTES_PER_S={limit('fetch_min_bytes_per_s')}")
+        yield block
+
+
+def _lock(folder: Path) -> Lock:
+    """The lock of a set in the cache, waited for."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+        return Lock(folder / ".lock", str(folder))
+    except BusyError as error:
+        print(f"{error}; waiting", file=sys.stderr)
+        return Lock(folder / ".lock", str(folder), wait=True)

@@ -10,6 +10,10 @@ from typing import NamedTuple
 from condconv.data.decoding import IMAGE_SUFFIXES
 from condconv.data.tar import tar_members
 from condconv.errors import DataError
+from condconv.limits import limit
+
+_LABEL_BYTES = 1024
+"""What is read of a label; a longer one is none."""
 
 
 class Entry(NamedTuple):
@@ -82,12 +86,16 @@ def _entry(
 
 def _label(content: bytes, where: str, classes: Sequence[str] | None) -> int:
     text = content.decode("utf-8", errors="replace").strip()
-    if classes is not None and text in classes and not text.isdecimal():
+    number = text.isascii() and text.isdigit() and len(text) < 10
+    if classes is not None and text in classes and not number:
         return classes.index(text)
-    if not text.isdecimal():
+    if not number:
         raise DataError(f"{where}: label {text!r} is neither a number nor a name in classes.txt")
     if classes is not None and int(text) >= len(classes):
         raise DataError(f"{where}: label {text} is out of range; expected 0 … {len(classes) - 1}")
+    if int(text) >= limit("max_classes"):
+        most = limit("max_classes")
+        raise DataError(f"{where}: label {text} is out of range; the limit is CONDCONV_MAX_CLASSES={most}")
     return int(text)
 
 
@@ -120,7 +128,7 @@ def _fields(shard: Path) -> Iterator[tuple[str, str, _Field]]:
             content = b""
             if suffix == "cls":
                 descriptor = os.open(shard, os.O_RDONLY) if descriptor < 0 else descriptor
-                content = os.pread(descriptor, member.size, member.offset)
+                content = os.pread(descriptor, min(member.size, _LABEL_BYTES), member.offset)
             field = _Field(member.offset, member.size, content)
             yield os.path.join(folder, stem), f"{dot}{suffix}".lower(), field
     finally:

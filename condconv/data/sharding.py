@@ -11,17 +11,17 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import signal
 import tarfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -30,8 +30,10 @@ from condconv.data.folder import FileImages, open_image_folder
 from condconv.data.manifest import CLASSES, HALVES, MANIFEST, Manifest, Shard, manifest_of
 from condconv.data.shards import PROGRESS
 from condconv.errors import ArgumentError, DataError
+from condconv.files import Lock, is_temporary, remove_temporaries, remove_whole, temporary_folder, whole_file
 
 _PLAN = "plan.json"
+_LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -81,15 +83,41 @@ def write_shards(
     Raises:
         DataError: the folder is no image folder, an image cannot be decoded, or a process ended.
         ArgumentError: `out` holds other files, or cannot be written.
+        BusyError: another process writes into `out`.
     """
     source = open_image_folder(folder)
     halves = {half: images for half, images in zip(HALVES, (source.train, source.val), strict=True)}
     jobs = [job for half, images in halves.items() for job in _jobs(half, images, shard_size, skip_bad)]
     digest = _digest(folder, jobs, source.classes)
-    finished = manifest_of(out)
-    if finished is not None and finished.digest == digest:
-        return finished
-    done = _begin(out, digest, source.classes)
+    with _held(out):
+        finished = manifest_of(out)
+        if finished is not None and finished.digest == digest:
+            _clear(out)  # what a call left that was killed in its last steps
+            return finished
+        done = _begin(out, digest, source.classes)
+        return _write_missing(out, digest, jobs, done, workers, progress)
+
+
+@contextmanager
+def _held(out: Path) -> Iterator[None]:
+    """Make the folder and hold it."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = Lock(out / _LOCK, f"--out {out}")
+    except OSError as error:
+        raise ArgumentError(f"--out {out}: cannot be written ({error.strerror or error})") from error
+    with lock:
+        yield
+
+
+def _write_missing(
+    out: Path,
+    digest: str,
+    jobs: Sequence[Job],
+    done: dict[str, Written],
+    workers: int,
+    progress: Callable[[int, int], None],
+) -> Manifest:
     total = sum(len(job.files) for job in jobs)
     images_done = sum(len(job.files) for job in jobs if job.name in done)
     progress(images_done, total)
@@ -131,11 +159,14 @@ def _begin(out: Path, digest: str, classes: Sequence[str]) -> dict[str, Written]
                     f"--out {out}: was begun with other images, another --shard-size or another --skip-bad-images; "
                     "repeat that call, or pass another folder"
                 )
-        elif out.exists() and any(out.iterdir()):
+        elif any(path.name != _LOCK and not is_temporary(path.name) for path in out.iterdir()):
             raise ArgumentError(f"--out {out}: holds files that are not of these shards; pass an empty or a new folder")
-        progress.mkdir(parents=True, exist_ok=True)
-        (out / CLASSES).write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
-        _write(plan, digest.encode())
+        if not plan.exists():
+            with temporary_folder(progress) as begun:
+                _replace(begun / _PLAN, digest)
+                begun.rename(progress)
+        with whole_file(out / CLASSES) as temporary:
+            temporary.write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
         return dict(_finished(out))
     except OSError as error:
         raise ArgumentError(f"--out {out}: cannot be written ({error.strerror or error})") from error
@@ -143,22 +174,32 @@ def _begin(out: Path, digest: str, classes: Sequence[str]) -> dict[str, Written]
 
 def _finished(out: Path) -> Iterator[tuple[str, Written]]:
     for note in sorted((out / PROGRESS).glob("*.tar.json")):
-        content = json.loads(note.read_text(encoding="utf-8"))
-        shard = Shard(**content["shard"])
+        try:
+            content = json.loads(note.read_text(encoding="utf-8"))
+            shard, skipped = Shard(**content["shard"]), tuple(content["skipped"])
+        except (ValueError, TypeError, KeyError):
+            continue  # damaged: the shard is written again
         path = out / shard.name
         if path.exists() and path.stat().st_size == shard.bytes:
-            yield shard.name, Written(shard, tuple(content["skipped"]))
+            yield shard.name, Written(shard, skipped)
 
 
 def _finish(out: Path, digest: str, jobs: Sequence[Job], done: dict[str, Written]) -> Manifest:
     shards = {half: tuple(done[job.name].shard for job in jobs if job.half == half) for half in HALVES}
     skipped = tuple(name for job in jobs for name in done[job.name].skipped)
     manifest = Manifest(**shards, digest=digest, skipped=skipped)
-    _write(out / MANIFEST, manifest.to_json().encode())
-    for left in out.glob(".*.tmp"):  # by processes that were killed
-        left.unlink(missing_ok=True)
-    shutil.rmtree(out / PROGRESS)
+    _replace(out / MANIFEST, manifest.to_json())
+    _clear(out)
     return manifest
+
+
+def _clear(out: Path) -> None:
+    """Remove what is only there while shards are written."""
+    try:
+        remove_whole(out / PROGRESS)
+        remove_temporaries(out)
+    except OSError as error:
+        raise ArgumentError(f"--out {out}: cannot be written ({error.strerror or error})") from error
 
 
 @contextmanager
@@ -179,8 +220,16 @@ def _writers(workers: int, jobs: Sequence[Job], out: Path) -> Iterator[Iterator[
 
 
 def _ignore_interrupts() -> None:
-    """Ctrl-C is for the main process, which lets the others finish the shard they are at."""
+    """Ctrl-C is for the main process, which lets the others finish the shard they are at; its end is theirs too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def write_shard(job: Job, out: Path) -> Written:
@@ -190,10 +239,9 @@ def write_shard(job: Job, out: Path) -> Written:
         DataError: an image cannot be read or decoded, or the shard cannot be written.
     """
     path = out / job.name
-    temporary = out / f".{job.name}.{os.getpid()}.tmp"
     samples, skipped = 0, []
     try:
-        with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive:
+        with whole_file(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive:
             for place, (file, label) in enumerate(zip(job.files, job.labels, strict=True), job.first):
                 try:
                     content = read_bytes(file)
@@ -207,19 +255,21 @@ def write_shard(job: Job, out: Path) -> Written:
                 _add(archive, f"{key}{file.suffix.lower()}", content)
                 _add(archive, f"{key}.cls", str(label).encode())
                 samples += 1
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        shard = Shard(job.name, samples, temporary.stat().st_size)
-        os.replace(temporary, path)
-        note = json.dumps({"shard": asdict(shard), "skipped": skipped})
-        _write(out / PROGRESS / f"{job.name}.json", note.encode())
+        with path.open("rb") as written:
+            shard = Shard(job.name, samples, path.stat().st_size, _sha256(written))
+        _replace(out / PROGRESS / f"{job.name}.json", json.dumps({"shard": asdict(shard), "skipped": skipped}))
     except OSError as error:
         raise DataError(
             f"{path}: could not be written ({error.strerror or error}); make room, then go on with the same command"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return Written(shard, tuple(skipped))
+
+
+def _sha256(file: IO[bytes]) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
@@ -229,7 +279,6 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
     archive.addfile(member, io.BytesIO(content))
 
 
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+def _replace(path: Path, text: str) -> None:
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

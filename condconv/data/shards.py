@@ -17,8 +17,9 @@ from torch import Tensor
 from condconv.data.decoding import common_format, decode_image, normalisation, spread
 from condconv.data.manifest import CLASSES, Shard, manifest_of
 from condconv.data.shard_index import Entry, index_shards
-from condconv.data.source import ImageSet, Source, require_classes
+from condconv.data.source import ImageSet, Source, require_class_names, require_classes
 from condconv.errors import DataError
+from condconv.reading import read_text
 
 PROGRESS = ".progress"
 """Folder inside a set that is still being written."""
@@ -72,9 +73,9 @@ def open_shards(folder: Path, skip_bad: bool = False, num_classes: int | None = 
     that is cut short, a sample without label or image, or with a label out of range, raises `DataError`, or is left out
     and listed with `skip_bad`. Without a `classes.txt` the range is that of `num_classes`, or whatever labels occur.
     """
-    if (folder / PROGRESS).is_dir():
-        raise DataError(f"{folder}: its shards are not all written; finish it with the same 'condconv shard' again")
     manifest = manifest_of(folder)
+    if manifest is None and (folder / PROGRESS).is_dir():  # the manifest is written last
+        raise DataError(f"{folder}: its shards are not all written; finish it with the same 'condconv shard' again")
     if manifest is None:
         train_shards = sorted(folder.glob("train*.tar"))
         val_shards = sorted(folder.glob("val*.tar")) or sorted(folder.glob("test*.tar"))
@@ -116,7 +117,12 @@ def _require_counts(paths: Sequence[Path], entries: Sequence[Entry], listed: Seq
 def _class_names(path: Path) -> tuple[str, ...] | None:
     if not path.exists():
         return None
-    names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    try:
+        text = read_text(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    names = tuple(line.strip() for line in text.split("\n") if line.strip())
     if not names:
         raise DataError(f"{path}: the file is empty; expected one class name a line, or no such file")
+    require_class_names(path, names)
     return names

@@ -6,14 +6,18 @@ can go on at the very sample it stopped at.
 
 from __future__ import annotations
 
+import unicodedata
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from condconv.data.conditions import Conditions, parse_conditions
 from condconv.errors import DataError
+from condconv.limits import limit
 
 
 class ImageSet(ABC):
@@ -76,6 +80,7 @@ class Source:
     `image_size` is (H, W) of what the network gets. `native` says that the stored images have that size; otherwise they
     are cropped and resized to it. `flip` says that a mirrored image keeps its class. `mean` and `std` have one value
     per channel, on [0, 1]. `skipped` lists what was left out because the caller asked for bad samples to be skipped.
+    `conditions` are those that the images are put under, in training and validation.
     """
 
     name: str
@@ -89,6 +94,7 @@ class Source:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     skipped: tuple[str, ...] = field(default=())
+    conditions: Conditions | None = None
 
     @property
     def in_memory(self) -> bool:
@@ -98,6 +104,10 @@ class Source:
     def limited(self, train: int | None, val: int | None) -> Source:
         """The source with at most `train` and `val` images: a fixed random subset, the same for every seed."""
         return replace(self, train=_subset(self.train, train), val=_subset(self.val, val))
+
+    def under(self, conditions: str | None) -> Source:
+        """The source with its images under the conditions of that text (see `parse_conditions`); none where None."""
+        return self if conditions is None else replace(self, conditions=parse_conditions(conditions, self.image_size))
 
     def resized(self, side: int | None) -> Source:
         """The source with images of `side` x `side` pixels for the network; as it is where None."""
@@ -113,6 +123,18 @@ def _subset(images: ImageSet, limit: int | None) -> ImageSet:
     if isinstance(images, TensorImages):
         return TensorImages(images.images[chosen], images.labels[chosen], f"{images.origin} (subset)")
     return Subset(images, chosen)
+
+
+def require_class_names(where: object, names: Sequence[str]) -> None:
+    """Raise `DataError` for names that tables and reports could not hold, that occur twice, or that are too many."""
+    if len(names) > limit("max_classes"):
+        raise DataError(f"{where}: {len(names)} classes; the limit is CONDCONV_MAX_CLASSES={limit('max_classes')}")
+    for name in names:
+        if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
+            raise DataError(f"{where}: class name {name!r} is not UTF-8, or has a control character in it; rename it")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise DataError(f"{where}: class name {twice[0]!r} occurs {Counter(names)[twice[0]]} times; each may once")
 
 
 def require_classes(where: str, classes: Sequence[str], train: ImageSet) -> None:

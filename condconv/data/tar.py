@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import NamedTuple
 from condconv.errors import DataError
 
 _BLOCK = 512
+_OCTAL = re.compile(b"[0-7]+").fullmatch
 _FILE = (b"0", b"\0", b"7")
 _WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")
 
@@ -79,10 +81,10 @@ def _plain(descriptor: int) -> Iterator[Member]:
             raise tarfile.ReadError("a header is cut short")
         kind = header[156:157]
         checksum = header[148:156].split(b"\0")[0].strip()
-        if not checksum.isdigit() or int(checksum, 8) != sum(header) - sum(header[148:156]) + 8 * ord(" "):
+        if not _OCTAL(checksum) or int(checksum, 8) != sum(header) - sum(header[148:156]) + 8 * ord(" "):
             raise tarfile.ReadError(f"no tar header at byte {offset}")
         size = header[124:136].split(b"\0")[0].strip()
-        if kind not in (*_FILE, *_WITHOUT_DATA) or not (size.isdigit() or not size):
+        if kind not in (*_FILE, *_WITHOUT_DATA) or not (_OCTAL(size) or not size):
             raise _NotPlain
         length = int(size or b"0", 8) if kind in _FILE else 0
         if kind in _FILE:

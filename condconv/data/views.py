@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 
 from condconv.data.sampling import PADDING, SampleKey, sample_seed
 from condconv.data.source import ImageSet, Source
-from condconv.data.transforms import train_transform, val_transform
+from condconv.data.transforms import Normalisation, augmentation, val_crop
 from condconv.errors import DataError
 
 IGNORED = -1
@@ -58,7 +58,8 @@ class ImageView(Dataset[Sample]):
         random_crop: bool = True,
     ) -> None:
         self.images: ImageSet = source.train if train else source.val
-        self.transform = train_transform(source, auto_augment, random_crop) if train else val_transform(source)
+        self.augment = augmentation(source, auto_augment, random_crop) if train else val_crop(source)
+        self.normalise = Normalisation(source)
         self.image_shape = (source.channels, *source.image_size)
         self.native = source.native
         self.train = train
@@ -70,7 +71,9 @@ class ImageView(Dataset[Sample]):
         return len(self.images)
 
     def __getitem__(self, key: SampleKey) -> Sample:
-        """The sample of a key; its augmentation is a function of (seed, epoch, index)."""
+        """The sample of a key; its augmentation is a function of (seed, epoch, index), its condition too, which in
+        validation is one of the index alone.
+        """
         epoch, index = key
         if index == PADDING:
             return Sample(torch.zeros(self.image_shape), IGNORED, PADDING, True)
@@ -80,11 +83,18 @@ class ImageView(Dataset[Sample]):
         if self.native and tuple(image.shape[1:]) != self.image_shape[1:]:
             image = v2.functional.resize(image, list(self.image_shape[1:]), antialias=True)
         if self.train:
-            with seeded(sample_seed(self.seed, epoch, index)):
-                image = self.transform(image)
+            with seeded(drawn := sample_seed(self.seed, epoch, index)):
+                image = self.augment(image)
         else:
-            image = self.transform(image)
+            drawn = sample_seed(0, 0, index)
+            image = self.augment(image)
+        image = self.normalise(image, drawn)
         return Sample(image, int(self.images.labels[found]), index, found == index)
+
+    def condition_of(self, index: int) -> int:
+        """Of a validation image: which of the source's conditions it is under."""
+        assert self.normalise.conditions is not None and not self.train
+        return self.normalise.conditions.of(sample_seed(0, 0, index))
 
     def _load(self, index: int) -> tuple[int, Tensor | None]:
         if not self.skip_bad:

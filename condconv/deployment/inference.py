@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import functools
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
+from condconv.arguments import a_module, choice, number
 from condconv.banks import PackedBank
 from condconv.conversion.apply import conditional_layers, forget_originals, refuse_inference_form
 from condconv.deployment.folding import (
@@ -31,7 +31,7 @@ from condconv.deployment.folding import (
     scaled,
     without_norm,
 )
-from condconv.errors import ConversionError, argument_error
+from condconv.errors import ConversionError
 from condconv.layers import ConditionalLayer
 from condconv.packed import STORAGES, all_finite
 from condconv.routers import Router
@@ -96,13 +96,11 @@ def optimize_for_inference(
         ConversionError: the model is an inference form already, compiled, scripted or wrapped for parallel training,
             has parameters that are not initialised yet, or experts that are not finite and have to be.
     """
-    for name, value, known in (("experts", experts, STORAGES), ("rest", rest, _REST)):
-        if value not in known:
-            rule = f"must be one of {', '.join(known)}"
-            raise argument_error("optimize_for_inference", name, value, rule, "'f32' keeps the outputs")
-    if not (isinstance(skip_below, (int, float)) and 0 <= skip_below < math.inf):
-        rule, remedy = "must be a number of at least 0", "0 skips coefficients of 0 alone"
-        raise argument_error("optimize_for_inference", "skip_below", skip_below, rule, remedy)
+    where = "optimize_for_inference"
+    a_module(where, "model", model)
+    choice(where, "experts", experts, tuple(STORAGES))
+    choice(where, "rest", rest, tuple(_REST))
+    skip_below = number(where, "skip_below", skip_below, minimum=0, remedy="0 skips coefficients of 0 alone")
     _check(model)
     made = forget_originals(copy.deepcopy(model)).eval()
     pairs = find_pairs(made)
@@ -115,6 +113,9 @@ def optimize_for_inference(
         made.set_submodule(pair.norm, without_norm(norm))
     folded = tuple(pair.norm for pair in pairs)
     left = tuple(name for name in norms if name not in folded)
+    for module in made.modules():
+        if isinstance(module, Router):
+            module.fold_norm()
     made.requires_grad_(False).zero_grad()
     _store(made, _REST[rest])
     form = InferenceForm(experts, rest, float(skip_below), packed, folded, left)

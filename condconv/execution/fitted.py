@@ -2,9 +2,9 @@
 
 How many times as slow each strategy is as the fastest one was measured on many shapes, with each instruction set
 (`python -m benchmarks.speed.planner_table` writes benchmarks/results/planner.csv), and fitted by Gaussian-process
-regression from a few of them, the subset of regressors (Rasmussen & Williams 2006, section 8.3.1): a linear trend in the
-logarithms of the shapes' sizes, and what nearby shapes deviate from it. `fitted.csv` is what the fit needs: where these
-few shapes lie, and how much each of them pulls. `benchmarks/speed/planner_fit.py` makes it.
+regression from a few of them, the subset of regressors (Rasmussen & Williams 2006, section 8.3.1): a linear trend in
+the logarithms of the shapes' sizes, and what nearby shapes deviate from it. `fitted.csv` is what the fit needs: where
+these few shapes lie, and how much each of them pulls. `python -m benchmarks.speed.planner_fit` makes it.
 
 Where nothing was fitted for an instruction set, that of another one serves, and `condconv doctor` says so. What is
 measured on the machine itself is better still: `condconv.tune`.
@@ -40,7 +40,6 @@ SIZES = {
     "taps": 1,
     "stride": 2,
     "experts": 0.5,
-    "threads": 2,
 }
 """What is compared, and how much a factor of two in it counts."""
 
@@ -66,7 +65,6 @@ class Shape(NamedTuple):
     """The geometric mean of its dimensions."""
     experts: int
     """1 where the kernels are mixed already."""
-    threads: int
 
 
 class Question(NamedTuple):

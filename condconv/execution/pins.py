@@ -18,6 +18,7 @@ from condconv.execution.native import instruction_set
 from condconv.execution.planner import AUTO
 from condconv.lowered import Lowered
 from condconv.machine import processor
+from condconv.transforms import transformed
 
 
 class Question(NamedTuple):
@@ -69,9 +70,7 @@ def pinned(pins: Pins, x: Tensor, lowered: Lowered) -> str:
 
     Also "auto" inside a transform of `torch.func`, which not every strategy can serve.
     """
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return AUTO
-    return pins.get(question(x, lowered), AUTO)
+    return AUTO if transformed() else pins.get(question(x, lowered), AUTO)
 
 
 @functools.cache

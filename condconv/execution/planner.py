@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from condconv.context import ContextStack
 from condconv.errors import StrategyError
 from condconv.execution.batched_gemm import BatchedGemm
 from condconv.execution.fitted import Shape, instructions_here, ranking
@@ -22,6 +22,7 @@ from condconv.execution.reference import Reference
 from condconv.geometry import ConvGeometry
 from condconv.lowered import Kernels, Lowered, Mixture, Packed
 from condconv.registry import Registry
+from condconv.transforms import transformed
 
 AUTO = "auto"
 MOST_PLANS = 4096
@@ -51,47 +52,32 @@ strategies: Registry[Strategy] = Registry("strategy")
 for _strategy in (Reference(), Grouped(), BatchedGemm(), MixtureOfExperts(), Native(), Triton()):
     strategies.register(_strategy.name, _strategy)
 
+Watcher = Callable[[str, Tensor, Lowered, ConvGeometry], None]
+"""Called with (strategy, x, lowered, geometry) before a strategy runs."""
+
+_pinned: ContextStack[str] = ContextStack("pinned strategy")
+_watchers: ContextStack[Watcher] = ContextStack("watcher of execution")
 _plans: dict[tuple[object, ...], str] = {}
 
 
 @contextlib.contextmanager
 def use_strategy(name: str) -> Iterator[None]:
-    """Pin the execution strategy of every conditional layer that this thread runs inside the block.
+    """Pin the execution strategy of every conditional layer that this thread, or task, runs inside the block.
 
     It outranks the layers' own `strategy`; "auto" hands the choice back to the planner.
 
     Raises:
         UnknownNameError: no such strategy.
     """
-    before = _local.pinned
-    _local.pinned = check_strategy(name)
-    try:
+    with _pinned.holding(check_strategy(name)):
         yield
-    finally:
-        _local.pinned = before
-
-
-Watcher = Callable[[str, Tensor, Lowered, ConvGeometry], None]
-"""Called with (strategy, x, lowered, geometry) before a strategy runs."""
-
-
-class _Local(threading.local):
-    pinned: str | None = None
-    watcher: Watcher | None = None
-
-
-_local = _Local()
 
 
 @contextlib.contextmanager
 def watch_execution(watcher: Watcher) -> Iterator[None]:
-    """Show every execution of this thread inside the block to `watcher`."""
-    before = _local.watcher
-    _local.watcher = watcher
-    try:
+    """Show every execution of this context inside the block to `watcher`; the innermost one sees it."""
+    with _watchers.holding(watcher):
         yield
-    finally:
-        _local.watcher = before
 
 
 def executed_macs(
@@ -124,7 +110,8 @@ def choose(x: Tensor, lowered: Lowered, geometry: ConvGeometry, strategy: str, w
     Raises:
         StrategyError: the pinned strategy cannot serve this lowered form.
     """
-    pinned = _local.pinned or strategy
+    held = _pinned.values()
+    pinned = held[-1] if held else strategy
     if pinned == AUTO:
         return _plan(x, lowered, geometry)
     reason = strategies[pinned].supports(lowered, geometry)
@@ -136,20 +123,15 @@ def choose(x: Tensor, lowered: Lowered, geometry: ConvGeometry, strategy: str, w
 def _plan(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> str:
     """The fastest strategy, as far as is known; what was chosen for a CPU is remembered."""
     compiling, training = torch.compiler.is_compiling(), needs_gradient(x, lowered)
-    if compiling or not x.is_cpu or _transformed():
+    if compiling or not x.is_cpu or transformed():
         return _fastest(x, lowered, geometry, compiling, training)
-    question = x.shape, x.stride(1), x.dtype, lowered.form, geometry, training, torch.get_num_threads()
+    question = x.shape, x.stride(1), x.dtype, lowered.form, geometry, training
     answer = _plans.get(question)
     if answer is None:
         if len(_plans) >= MOST_PLANS:
             _plans.clear()
         answer = _plans[question] = _fastest(x, lowered, geometry, compiling, training)
     return answer
-
-
-def _transformed() -> bool:
-    """Whether this runs inside a transform of `torch.func`, which the native operator cannot serve."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _fastest(x: Tensor, lowered: Lowered, geometry: ConvGeometry, compiling: bool, training: bool) -> str:
@@ -200,22 +182,22 @@ def _measured(x: Tensor, lowered: Lowered, geometry: ConvGeometry, training: boo
     positions = math.prod(geometry.output_size(x.shape[2:], shape[2:]))
     stride = math.prod(geometry.stride) ** (1 / geometry.rank)
     experts = 1 if isinstance(lowered, Kernels) else lowered.num_experts
-    sizes = x.shape[0], positions, x.shape[1], out_channels, groups, taps, stride, experts, torch.get_num_threads()
+    sizes = x.shape[0], positions, x.shape[1], out_channels, groups, taps, stride, experts
     return ranking(Shape(kind, last, training, *sizes), instructions_here())
 
 
 def _native_serves(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> bool:
     """Whether the native operator can serve, and at its speed: it multiplies unpacked experts in f32."""
     fast = (torch.float32, torch.bfloat16) if isinstance(lowered, Packed) else (torch.float32,)
-    if x.dtype not in fast or (not torch.compiler.is_compiling() and _transformed()) or strategies["native"].supports(lowered, geometry) is not None:
+    if x.dtype not in fast or strategies["native"].supports(lowered, geometry) is not None:
         return False
     return not (isinstance(lowered, Packed) and needs_gradient(x, lowered))  # What is unpacked has a gradient.
 
 
 def execute(x: Tensor, lowered: Lowered, geometry: ConvGeometry, strategy: str) -> Tensor:
     """Convolve x (B, I, *space) with each example's own kernel, and add its bias; → (B, O, *space)."""
-    if not torch.compiler.is_compiling() and _local.watcher is not None:
-        _local.watcher(strategy, x, lowered, geometry)
+    if not torch.compiler.is_compiling() and (watchers := _watchers.values()):
+        watchers[-1](strategy, x, lowered, geometry)
     if not torch.compiler.is_exporting() and x.shape[0] == 0:
         y = _empty_output(x, lowered, geometry)
     else:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from condconv.analysis.folder import whole_folder
 from condconv.data import Source
+from condconv.files import whole_folder
 from condconv.inference.assessment import TOP, Assessment
+from condconv.tables import cells, visible
 from condconv.training.figures import confusion_matrix
 
 _COLUMNS = 5
@@ -38,7 +39,8 @@ def write_evaluation(out: str | Path, title: str, source: Source, found: Assessm
         (path / "confusion_matrix.png").write_bytes(confusion_matrix({title: found.confusion}, names))
         if found.mistakes:
             (path / "mistakes.png").write_bytes(image_sheet(source, found))
-        (path / "summary.md").write_text(_summary(title, source, found), encoding="utf-8")
+        text = visible(_summary(title, source, found))
+        (path / "summary.md").write_text(text, encoding="utf-8", errors="surrogateescape")
     return folder.path
 
 
@@ -96,10 +98,10 @@ def _class_rows(names: Sequence[str], found: Assessment) -> list[tuple[str, int,
 
 
 def _table(path: Path, head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(head)
-        writer.writerows(rows)
+        writer.writerow(cells(head))
+        writer.writerows(map(cells, rows))
 
 
 def _plain(name: str) -> str:

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 
 from condconv.data import Source
 from condconv.errors import ArgumentError
+from condconv.files import Lock, whole_file
 from condconv.inference.assessment import evaluation_loader, require_classes
+from condconv.tables import cells
 
 FORMATS = (".csv", ".parquet")
 _ROWS_AT_ONCE = 10_000
@@ -46,8 +48,13 @@ def check_format(out: Path) -> None:
         raise ArgumentError(
             f"--out {out}: Parquet needs the package pyarrow; install it with: pip install pyarrow, or write a .csv"
         )
-    if out.exists():
+    # A table beside its growing form was finished by a call that was killed before it removed that.
+    if out.exists() and not _growing(out).exists():
         raise ArgumentError(f"--out {out}: is there already; move it away, or pass another name")
+
+
+def _growing(out: Path) -> Path:
+    return out.with_name(f".{out.name}.partial")
 
 
 def predict(
@@ -78,26 +85,27 @@ def predict(
     Raises:
         ArgumentError: the table cannot be written, or what is there was begun with another network or other images.
         DataError: an image cannot be decoded; the rows before it are kept.
+        BusyError: another process is writing this table.
     """
-    check_format(out)
     network.to(device).eval()
     top_k = min(top_k, len(source.classes))
-    growing = out.with_name(f".{out.name}.partial")
+    growing = _growing(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        first = _begin(growing, _identity(network, source, top_k))
-        with growing.open("a", encoding="utf-8") as file:
-            progress(first, len(source.val))
-            for answers in _answers(network, source, first, top_k, batch_size, workers, device, skip_bad):
-                file.writelines(f"{json.dumps(answer)}\n" for answer in answers)
-                file.flush()
-                first += len(answers)
+        with Lock(out.with_name(f".{out.name}.lock"), f"--out {out}"):
+            check_format(out)
+            first = _begin(growing, _identity(network, source, top_k))
+            with growing.open("a", encoding="utf-8") as file:
                 progress(first, len(source.val))
-        damaged = [source.val.where(place) for place, answer in enumerate(_read(growing)) if not answer]
-        temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-        (_write_parquet if out.suffix.lower() == ".parquet" else _write_csv)(temporary, growing, source, top_k)
-        os.replace(temporary, out)
-        growing.unlink()
+                for answers in _answers(network, source, first, top_k, batch_size, workers, device, skip_bad):
+                    file.writelines(f"{json.dumps(answer)}\n" for answer in answers)
+                    file.flush()
+                    first += len(answers)
+                    progress(first, len(source.val))
+            damaged = [source.val.where(place) for place, answer in enumerate(_read(growing)) if not answer]
+            with whole_file(out) as temporary:
+                (_write_parquet if out.suffix.lower() == ".parquet" else _write_csv)(temporary, growing, source, top_k)
+            growing.unlink()
     except OSError as error:
         raise ArgumentError(
             f"--out {out}: cannot be written ({error.strerror or error}); make room or pass another name, then go on "
@@ -148,7 +156,8 @@ def _bytes(tensor: Tensor) -> bytes:
 def _begin(growing: Path, identity: str) -> int:
     """Make the growing table, or find out how many answers it has; a line that was cut is cut off."""
     if not growing.exists():
-        growing.write_text(f"{identity}\n", encoding="utf-8")
+        with whole_file(growing) as temporary:
+            temporary.write_text(f"{identity}\n", encoding="utf-8")
         return 0
     lines = whole = 0
     begun = ""
@@ -176,10 +185,10 @@ def _read(growing: Path) -> Iterator[Answer]:
 def _rows(growing: Path, source: Source, top_k: int) -> Iterator[list[str | float | None]]:
     """The rows of the table, with empty cells for a damaged image."""
     for place, answer in enumerate(_read(growing)):
-        cells: list[str | float | None] = [source.val.where(place)]
+        row: list[str | float | None] = [source.val.where(place)]
         for name, p in answer:
-            cells += [name, p]
-        yield cells if answer else cells + [None] * (2 * top_k)
+            row += [name, p]
+        yield row if answer else row + [None] * (2 * top_k)
 
 
 def _columns(top_k: int) -> list[str]:
@@ -190,7 +199,7 @@ def _write_csv(path: Path, growing: Path, source: Source, top_k: int) -> None:
     with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(_columns(top_k))
-        writer.writerows(_rows(growing, source, top_k))
+        writer.writerows(map(cells, _rows(growing, source, top_k)))
 
 
 def _write_parquet(path: Path, growing: Path, source: Source, top_k: int) -> None:

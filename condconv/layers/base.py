@@ -9,12 +9,14 @@ Shapes: B batch, n experts, O/I output/input channels, g groups, *k kernel, *spa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from condconv.arguments import MOST_ELEMENTS, a_module, a_tensor, flag, integer
 from condconv.banks import DenseBank, PackedBank
 from condconv.errors import RoutingError, ShapeError, argument_error
 from condconv.execution import AUTO, Pins, check_strategy, choose, execute, pinned
@@ -65,9 +67,14 @@ class ConditionalLayer(nn.Module):
         dtype: torch.dtype | None,
     ) -> None:
         """Make bank and router; the geometry is known by now."""
-        n = self.default_num_experts if num_experts is None else num_experts
-        if not isinstance(n, int) or n < 1:
-            raise argument_error(self._where(), "num_experts", n, "must be at least 1", "pass a positive integer")
+        n = self.default_num_experts if num_experts is None else integer(self._where(), "num_experts", num_experts, 1)
+        flag(self._where(), "bias", bias)
+        if not (router is None or router is False or callable(router)):
+            rule = "must be a function (in_channels, num_experts) → router, None or False"
+            raise argument_error(self._where(), "router", router, rule, "pass None for the variant's default")
+        if math.prod((n, *kernel_shape)) > MOST_ELEMENTS:
+            rule = f"makes experts of shape {(n, *kernel_shape)}, more than a tensor can have"
+            raise argument_error(self._where(), "num_experts", n, rule, "reduce it, the channels or the kernel")
         self.num_experts = n
         self.strategy = check_strategy(strategy)
         self.pins: Pins = {}  # What `condconv.tune` measured; heeded where strategy is "auto".
@@ -78,7 +85,7 @@ class ConditionalLayer(nn.Module):
         if router is False:
             self.router = None
         else:
-            made = (router or self.default_router)(self.in_channels, n)
+            made = made_router(self._where(), router or self.default_router, self.in_channels, n)
             if made.num_experts != n:
                 rule = f"makes {made.num_experts} coefficients, not the layer's {n}"
                 raise argument_error(self._where(), "router", type(made).__name__, rule, "use what it is given")
@@ -99,7 +106,9 @@ class ConditionalLayer(nn.Module):
 
     def _route(self, x: Tensor, coefficients: Tensor | None, batch: int | None) -> Tensor:
         """Return the coefficients (B, n) for x (B, C, *space); `batch` is B, or None while FX traces."""
-        if coefficients is None:
+        if coefficients is not None:
+            a_tensor(self._where(), "coefficients", coefficients)
+        else:
             if self.scope is not None:
                 coefficients = self.scope.borrow(self._where())
             elif self.router is not None:
@@ -150,7 +159,7 @@ class ConditionalLayer(nn.Module):
 
     def to_static(self, coefficients: Tensor) -> nn.Module:
         """Return the static layer that fixed coefficients (n,) amount to."""
-        if tuple(coefficients.shape) != (self.num_experts,):
+        if tuple(a_tensor(self._where(), "coefficients", coefficients).shape) != (self.num_experts,):
             rule = f"must have shape ({self.num_experts},)"
             raise argument_error(self._where(), "coefficients", tuple(coefficients.shape), rule, "pass one each")
         weight, bias = self.bank.collapse(coefficients)
@@ -166,6 +175,17 @@ class ConditionalLayer(nn.Module):
         raise NotImplementedError
 
 
+def made_router(where: str, factory: Any, in_channels: int, num_experts: int) -> Router:
+    """What a factory of routers makes; `ArgumentError` where it cannot be called as one, or makes something else."""
+    try:
+        made = factory(in_channels, num_experts)
+    except TypeError as error:
+        rule = f"cannot be called as router(in_channels, num_experts): {error}"
+        raise argument_error(where, "router", factory, rule, "pass a function that returns a router") from error
+    router: Router = a_module(where, "router", made, Router)
+    return router
+
+
 def check_static_type(cls: type[ConditionalLayer], layer: nn.Module) -> None:
     """Refuse to make a `cls` out of anything but the static layer that it replaces."""
     if not isinstance(layer, cls.static_type):
@@ -178,7 +198,8 @@ def last_strategy(layer: ConditionalLayer) -> str | None:
 
     Compiled and exported code leaves no trace: what the planner chose while it was traced is part of the graph.
     """
-    return layer._last_strategy
+    found: ConditionalLayer = a_module("last_strategy", "layer", layer, ConditionalLayer)
+    return found._last_strategy
 
 
 def _planned(x: Tensor, lowered: Mixture | Packed, geometry: ConvGeometry, strategy: str, where: str) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 import operator
 from collections.abc import Sequence
@@ -13,23 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from condconv.arguments import MOST_ELEMENTS, a_tensor, choice, integer, integers
 from condconv.errors import ShapeError, argument_error
 from condconv.execution import AUTO
 from condconv.geometry import ConvGeometry
 from condconv.layers.base import ConditionalLayer, RouterChoice, check_static_type
 
+_FAR = 2**15
+
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 Conv = TypeVar("Conv", bound="_ConditionalConv")
-
-
-def _tuple(where: str, name: str, value: int | tuple[int, ...], rank: int, minimum: int) -> tuple[int, ...]:
-    """`value` as a tuple of `rank` integers of at least `minimum`."""
-    values = (value,) * rank if isinstance(value, int) else tuple(value)
-    if len(values) != rank or not all(isinstance(v, int) and v >= minimum for v in values):
-        rule = f"must be an integer of at least {minimum}, or {rank} of them"
-        raise argument_error(where, name, value, rule, f"pass one number, or one for each of {rank} dimensions")
-    return values
 
 
 class _ConditionalConv(ConditionalLayer):
@@ -58,19 +51,19 @@ class _ConditionalConv(ConditionalLayer):
     ) -> None:
         super().__init__()
         where, rank = self._where(), self.rank
-        for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("groups", groups)):
-            if not isinstance(value, int) or value < 1:
-                raise argument_error(where, name, value, "must be at least 1", f"pass a positive {name}")
+        in_channels = integer(where, "in_channels", in_channels, 1)
+        out_channels = integer(where, "out_channels", out_channels, 1)
+        groups = integer(where, "groups", groups, 1)
         for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
             if value % groups:
                 raise argument_error(where, "groups", groups, f"must divide {name}={value}", "choose a common divisor")
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
-        self.kernel_size = _tuple(where, "kernel_size", kernel_size, rank, 1)
-        self.stride = _tuple(where, "stride", stride, rank, 1)
-        self.dilation = _tuple(where, "dilation", dilation, rank, 1)
-        self.output_padding = _tuple(where, "output_padding", output_padding, rank, 0)
-        self.padding_mode = padding_mode
-        self.padding = padding if isinstance(padding, str) else _tuple(where, "padding", padding, rank, 0)
+        self.kernel_size = integers(where, "kernel_size", kernel_size, rank, 1)
+        self.stride = integers(where, "stride", stride, rank, 1)
+        self.dilation = integers(where, "dilation", dilation, rank, 1)
+        self.output_padding = integers(where, "output_padding", output_padding, rank, 0)
+        self.padding_mode = choice(where, "padding_mode", padding_mode, PADDING_MODES)
+        self.padding = padding if isinstance(padding, str) else integers(where, "padding", padding, rank, 0)
         self._check_padding(where)
         before, after = self._padding_amounts()
         self._prepad = [] if padding_mode == "zeros" and before == after else self._pad_list(before, after)
@@ -78,15 +71,14 @@ class _ConditionalConv(ConditionalLayer):
         self.geometry = ConvGeometry(
             self.stride, zeros, self.dilation, groups, self.transposed, self.output_padding if self.transposed else ()
         )
+        enlarging = (*self.stride, *self.dilation, *self.output_padding) if self.transposed else ()
+        self._enlarges = max(*before, *after, *enlarging) > _FAR
         self._smallest = tuple(self._smallest_size(i) for i in range(rank))
         shape = (in_channels, out_channels // groups) if self.transposed else (out_channels, in_channels // groups)
         self._set_up(num_experts, router, strategy, (*shape, *self.kernel_size), bias, device, dtype)
 
     def _check_padding(self, where: str) -> None:
         """Refuse what torch.nn refuses, in the same places."""
-        if self.padding_mode not in PADDING_MODES:
-            rule = f"must be one of {', '.join(PADDING_MODES)}"
-            raise argument_error(where, "padding_mode", self.padding_mode, rule, "pass 'zeros' for zero padding")
         if self.transposed:
             if self.padding_mode != "zeros":
                 rule = "must be 'zeros' for a transposed convolution"
@@ -119,9 +111,10 @@ class _ConditionalConv(ConditionalLayer):
 
     def _check_input(self, x: Tensor) -> None:
         """Refuse an input of the wrong rank, channels or size before torch does."""
-        shape = x.shape
+        shape: Sequence[int] = x.shape if isinstance(x, Tensor) and not self._enlarges else ()
         if len(shape) == self.rank + 2 and shape[1] == self.in_channels and self._is_large(shape[2:]):
             return
+        a_tensor(self._where(), "input", x)
         if x.dim() not in (self.rank + 1, self.rank + 2):
             raise ShapeError(
                 f"{self._where()}: input of shape {tuple(x.shape)} has {x.dim()} dimensions; it must "
@@ -132,8 +125,28 @@ class _ConditionalConv(ConditionalLayer):
                 f"{self._where()}: input of shape {tuple(x.shape)} has {x.shape[-self.rank - 1]} channels; "
                 f"in_channels={self.in_channels}"
             )
-        if self._is_large(x.shape[-self.rank :]):
+        if torch.compiler.is_compiling():
             return
+        if not self._is_large(x.shape[-self.rank :]):
+            self._refuse_small(x)
+        if self._enlarges:
+            self._refuse_large(x)
+
+    def _refuse_large(self, x: Tensor) -> None:
+        """Refuse an output, or a padded input, whose bytes 64 bits cannot count: allocators and operators overflow."""
+        padded = [size + sum(self._prepadding(i)) for i, size in enumerate(x.shape[-self.rank :])]
+        outputs = self.geometry.output_size(padded, self.kernel_size)
+        batch = x.shape[0] if x.dim() == self.rank + 2 else 1
+        for channels, sizes in ((self.in_channels, padded), (self.out_channels, outputs)):
+            if batch * channels * math.prod(sizes) > MOST_ELEMENTS:
+                raise ShapeError(
+                    f"{self._where()}: an input of shape {tuple(x.shape)} would become one of "
+                    f"{(batch, channels, *sizes)}, more than a tensor can have; reduce padding={self.padding}, "
+                    f"stride={self.stride} or dilation={self.dilation}"
+                )
+
+    def _refuse_small(self, x: Tensor) -> None:
+        """Say why an input that has no output has none."""
         for i, size in enumerate(x.shape[-self.rank :]):
             limit = self._padding_limit(size)
             if max(self._prepadding(i)) > limit:
@@ -162,12 +175,8 @@ class _ConditionalConv(ConditionalLayer):
     def _smallest_size(self, i: int) -> int:
         """The smallest size of a spatial dimension that has an output."""
         low, high = self._prepadding(i)
-
-        def serves(size: int) -> bool:
-            outputs = self.geometry.output_size([size + low + high] * self.rank, self.kernel_size)
-            return outputs[i] >= 1 and max(low, high) <= self._padding_limit(size)
-
-        return next(filter(serves, itertools.count(1)))
+        paddable = {"reflect": max(low, high) + 1, "circular": max(low, high)}.get(self.padding_mode, 1)
+        return max(1, paddable, self.geometry.smallest_input(i, self.kernel_size[i]) - low - high)
 
     def forward(self, x: Tensor, coefficients: Tensor | None = None) -> Tensor:
         """Convolve each example with its own kernel.

@@ -7,7 +7,8 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from condconv.errors import ShapeError, argument_error
+from condconv.arguments import a_tensor, integer
+from condconv.errors import ShapeError
 from condconv.execution import AUTO
 from condconv.geometry import ConvGeometry
 from condconv.layers.base import ConditionalLayer, RouterChoice, Self, check_static_type
@@ -48,13 +49,10 @@ class ConditionalLinear(ConditionalLayer):
         strategy: str = AUTO,
     ) -> None:
         super().__init__()
-        for name, value in (("in_features", in_features), ("out_features", out_features)):
-            if not isinstance(value, int) or value < 1:
-                raise argument_error(self._where(), name, value, "must be at least 1", f"pass a positive {name}")
-        self.in_features = self.in_channels = in_features
-        self.out_features = self.out_channels = out_features
+        self.in_features = self.in_channels = integer(self._where(), "in_features", in_features, 1)
+        self.out_features = self.out_channels = integer(self._where(), "out_features", out_features, 1)
         self.geometry = _POINTWISE
-        self._set_up(num_experts, router, strategy, (out_features, in_features), bias, device, dtype)
+        self._set_up(num_experts, router, strategy, (self.out_features, self.in_features), bias, device, dtype)
 
     def forward(self, x: Tensor, coefficients: Tensor | None = None) -> Tensor:
         """Multiply each example by its own matrix.
@@ -71,6 +69,7 @@ class ConditionalLinear(ConditionalLayer):
             RoutingError: there are no coefficients, no router and no running scope.
         """
         tracing = isinstance(x, torch.fx.Proxy)
+        a_tensor(self._where(), "input", x)
         if not tracing and (x.dim() < 1 or x.shape[-1] != self.in_features):
             raise ShapeError(
                 f"{self._where()}: input of shape {tuple(x.shape)} does not end in in_features={self.in_features}"

@@ -1,9 +1,9 @@
-"""The static backbones of the two papers, as rows of a table over timm's network classes.
+"""The static backbones of the two papers, and networks for small images, as rows of a table over network classes.
 
-Nothing is written a second time here: a row names a timm class (``EfficientNet``, ``MobileNetV3`` or ``ResNet``), its
-block strings, its width and its depth. timm itself registers only some of them: MobileNetV1 below width 1.0 and
-ResNet-10 are missing there, and none of its mobile networks can be told to downsample by 4 in total, which images
-below 64 pixels need.
+Nothing is written a second time here: a row names a timm class (``EfficientNet``, ``MobileNetV3`` or ``ResNet``) or
+``CifarResNet``, its block strings, its width and its depth. timm itself registers only some of them: MobileNetV1 below
+width 1.0 and ResNet-10 are missing there, and none of its mobile networks can be told to downsample by 4 in total,
+which images below 64 pixels need.
 
 Block strings are timm's: ``ir_r4_k5_s2_e6_c192_se0.25`` is four inverted residuals with a 5x5 depthwise convolution,
 the first of stride 2, expansion 6, 192 output channels and squeeze-and-excitation of ratio 0.25.
@@ -28,6 +28,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
 from condconv.errors import argument_error
+from condconv.models.cifar_resnet import STRIDES, CifarResNet
 
 _RESNET_CHANNELS = (64, 128, 256, 512)
 _LOGITS_ONLY: Any = ("num_classes", "global_pool")
@@ -40,10 +41,6 @@ _MOBILENET_V1 = (
     "dsa_r6_k3_s2_c512",
     "dsa_r2_k3_s2_c1024",
 )
-# "Shallow MobileNet" of the MobileNets paper (Howard et al. 2017, table 5): without five of the six layers at 14 x 14.
-_MOBILENET_V1_SHALLOW = tuple(stage.replace("_r6_", "_r1_") for stage in _MOBILENET_V1)
-# For images of about 32 pixels: 16 channels where the maps are large, so that little is lost early, and few later on.
-_MOBILENET_V1_TINY = ("dsa_r1_k3_s1_c16", "dsa_r2_k3_s2_c24", "dsa_r1_k3_s2_c16", "dsa_r4_k3_s1_c16")
 _MOBILENET_V2 = (
     "ds_r1_k3_s1_c16",
     "ir_r2_k3_s2_e6_c24",
@@ -118,6 +115,7 @@ class Backbone:
     arguments: Mapping[str, Any] | None = None
     timm_name: str | None = None
     classifier: str = "classifier"
+    input_side: int = 224
 
     @property
     def tf_like(self) -> bool:
@@ -142,8 +140,6 @@ def _mobilenet_rows() -> list[Backbone]:
                 timm_name="mobilenetv1_100" if percent == 100 else None,
             )
         )  # fmt: skip
-    rows.append(Backbone("mobilenetv1_shallow", EfficientNet, _MOBILENET_V1_SHALLOW, activation="relu6"))
-    rows.append(Backbone("mobilenetv1_tiny", EfficientNet, _MOBILENET_V1_TINY, stem=16, activation="relu6"))
     for percent in (35, 50, 75, 100):
         rows.append(
             Backbone(
@@ -189,7 +185,16 @@ def _resnet_rows() -> list[Backbone]:
     ]  # fmt: skip
 
 
-BACKBONES: dict[str, Backbone] = {row.name: row for row in (*_mobilenet_rows(), *_efficientnet_rows(), *_resnet_rows())}
+def _cifar_rows() -> list[Backbone]:
+    return [
+        Backbone(f"cifar_resnet{6 * m + 2}", CifarResNet, blocks=(m, m, m), stem=16, classifier="fc", input_side=32)
+        for m in (1, 2, 3)
+    ]
+
+
+BACKBONES: dict[str, Backbone] = {
+    row.name: row for row in (*_mobilenet_rows(), *_efficientnet_rows(), *_resnet_rows(), *_cifar_rows())
+}
 
 
 def build_backbone(
@@ -212,7 +217,8 @@ def build_backbone(
             their stride 2 until the total is reached and the later ones get stride 1. None: as published (32).
         width_multiplier: factor on the channels of every layer, rounded to whole channels rather than to multiples
             of 8, so that a search can reach a given number of multiply-adds. 1.0: the network as published.
-            A ResNet's stem keeps its 64 channels.
+            A ResNet's stem keeps its 64 channels. A CIFAR ResNet rounds up in some layers and down in others
+            (`condconv.models.cifar_resnet.spread_channels`).
         features_only: return the feature maps of each resolution instead of the logits.
         **timm_arguments: further arguments of the timm class (``drop_rate``, ``drop_path_rate``, ``out_indices``, …).
 
@@ -222,7 +228,9 @@ def build_backbone(
     where = f"create_model('{row.name}')"
     _check_sizes(where, num_classes, in_chans, output_stride, width_multiplier)
     _check_arguments(where, row, timm_arguments)
-    builders = {EfficientNet: _build_mobile, MobileNetV3: _build_mobile, ResNet: _build_resnet}
+    builders = {
+        EfficientNet: _build_mobile, MobileNetV3: _build_mobile, ResNet: _build_resnet, CifarResNet: _build_cifar,
+    }  # fmt: skip
     arguments = dict(in_chans=in_chans, **timm_arguments)
     if not features_only:
         arguments["num_classes"] = num_classes
@@ -280,6 +288,22 @@ def _build_resnet(
     return model
 
 
+def _build_cifar(
+    row: Backbone, arguments: dict[str, Any], output_stride: int | None, width: float, features_only: bool
+) -> nn.Module:
+    return build_model_with_cfg(
+        CifarResNet, row.name, False, pretrained_cfg=_timm_cfg(row), feature_cfg={"out_indices": (0, 1, 2, 3)},
+        features_only=features_only, blocks=row.blocks[0], strides=_cifar_strides(output_stride), width=width,
+        **arguments,
+    )  # fmt: skip
+
+
+def _cifar_strides(output_stride: int | None) -> tuple[int, ...]:
+    """Of stem and stages: as published (4 in total); a total of 2 is the stem's, and all stages see as many."""
+    strides = {1: (1, 1, 1, 1), 2: (2, 1, 1, 1), 8: (2, 1, 2, 2), 16: (2, 2, 2, 2)}
+    return STRIDES if output_stride is None else strides.get(output_stride, STRIDES)
+
+
 def _resnet(*, output_stride: int | None, **arguments: Any) -> ResNet:
     """A timm ResNet whose stem keeps the resolution and whose later stages stop downsampling at ``output_stride``.
 
@@ -330,9 +354,9 @@ def _feature_levels(stages: tuple[str, ...]) -> int:
 def _timm_cfg(row: Backbone) -> dict[str, Any]:
     """What timm's data pipeline wants to know of a network (``timm.data.resolve_data_config``)."""
     mean, std = ((0.5,) * 3, (0.5,) * 3) if row.tf_like else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    stem = "conv1" if row.family is ResNet else "conv_stem"
+    stem = "conv1" if row.family in (ResNet, CifarResNet) else "conv_stem"
     return dict(
-        architecture=row.name, num_classes=1000, input_size=(3, 224, 224), pool_size=(7, 7), crop_pct=0.875,
+        architecture=row.name, num_classes=1000, input_size=(3, row.input_side, row.input_side), crop_pct=0.875,
         interpolation="bicubic", mean=mean, std=std, first_conv=stem, classifier=row.classifier,
     )  # fmt: skip
 
@@ -356,9 +380,12 @@ def _check_sizes(where: str, num_classes: int, in_chans: int, output_stride: int
 
 
 def _check_arguments(where: str, row: Backbone, given: Mapping[str, Any]) -> None:
-    reserved = {"block_args", "num_features", "stem_size", "round_chs_fn", "block", "layers", "channels", "cfg", "self"}
+    reserved = {
+        "block_args", "num_features", "stem_size", "round_chs_fn", "block", "layers", "channels", "cfg", "self",
+        "blocks", "strides", "width",
+    }  # fmt: skip
     known = set(inspect.signature(row.family.__init__).parameters) - reserved | {"out_indices"}
-    if row.family is not ResNet:
+    if row.family not in (ResNet, CifarResNet):
         known |= {"bn_eps", "bn_momentum"}
     unknown = sorted(set(given) - known)
     if unknown:

@@ -34,8 +34,13 @@ DEFAULTS: dict[str, Any] = {
     "output_stride": None,
     "width_multiplier": 1.0,
     "features_only": False,
+    "max_overhead": None,
+    "input_size": None,
 }
 """The arguments of `create_model` that say which network it is, and their defaults."""
+
+PLACEMENT = ("num_experts", "max_overhead", "input_size")
+"""Those of them that say how a network becomes conditional."""
 
 # Where weights come from and where they go says nothing about which network it is.
 _NOT_THE_NETWORK = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "device", "dtype")
@@ -91,21 +96,25 @@ def refuse_changes(name: str, given: Mapping[str, Any], arguments: tuple[str, ..
 def build_conditional(spec: Spec, given: Mapping[str, Any]) -> nn.Module:
     """A paper's network with fresh weights: the static one, converted, every expert drawn as the backbone draws."""
     arguments = dict(given)
-    num_experts = arguments.pop("num_experts")
+    num_experts, max_overhead, input_size = (arguments.pop(name) for name in PLACEMENT)
     static = build_static(spec.backbone, arguments, pretrained=False)
-    model = forget_originals(convert_row(static, spec, num_experts, "fresh"))
+    limit = {} if max_overhead is None else {"max_overhead": max_overhead, "input_size": input_size}
+    model = forget_originals(convert_row(static, spec, num_experts, "fresh", **limit))
     initialise_experts(model)
     return model
 
 
-def convert_row(static: nn.Module, spec: Spec, num_experts: int | None, init: Literal["upcycle", "fresh"]) -> nn.Module:
-    """Convert the layers that a row names, in place."""
+def convert_row(
+    static: nn.Module, spec: Spec, num_experts: int | None, init: Literal["upcycle", "fresh"], **limit: Any
+) -> nn.Module:
+    """Convert the layers that a row names, in place; `limit`: `max_overhead` and `input_size` of `convert`."""
     return convert(
         static,
         spec.variant,
         targets=f"^(?:{spec.pattern})$",
         num_experts=spec.num_experts if num_experts is None else num_experts,
         init=init,
+        **limit,
     )
 
 
@@ -173,7 +182,11 @@ def _build_detector(name: str, given: Mapping[str, Any]) -> nn.Module:
 
 def _without_experts(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     arguments = dict(given)
-    num_experts = arguments.pop("num_experts", None)
+    num_experts, max_overhead, _ = (arguments.pop(argument, None) for argument in PLACEMENT)
+    if max_overhead is not None:
+        rule = "has no meaning for a static network"
+        remedy = f"use condconv.convert(model, 'condconv', max_overhead={max_overhead}, input_size=…)"
+        raise argument_error(f"create_model('{name}')", "max_overhead", max_overhead, rule, remedy)
     if num_experts is not None:
         conditional = [spec.name for spec in SPECS.values() if spec.backbone == name] or list(SPECS)
         raise argument_error(

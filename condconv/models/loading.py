@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: no such file; expected weights in safetensors format")
     try:
         return load_file(path)
-    except (SafetensorError, ValueError, OSError) as error:
+    except (SafetensorError, ValueError, OSError, RuntimeError, TypeError, KeyError) as error:
         raise CheckpointError(f"{path}: {_what_it_is(path)} ({error})") from error
 
 
@@ -77,16 +78,21 @@ def check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: st
     """
     missing = [f"missing: {name} {tuple(own[name].shape)}" for name in own if name not in state and not _optional(name)]
     extra = [f"extra: {name} {tuple(state[name].shape)}" for name in state if name not in own]
+    kinds = [
+        f"wrong type: {name} {state[name].dtype}, the model has {own[name].dtype}"
+        for name in own
+        if name in state and not _castable(state[name].dtype, own[name].dtype)
+    ]
     misshaped = [
         f"wrong shape: {name} {tuple(state[name].shape)}, the model has {tuple(own[name].shape)}"
         for name in state
         if name in own and state[name].shape != own[name].shape
     ]
-    if missing or extra or misshaped:
-        listed = "\n  ".join(missing + extra + misshaped)
+    if missing or extra or misshaped or kinds:
+        listed = "\n  ".join(missing + extra + misshaped + kinds)
         raise CheckpointError(
             f"{source}: does not fit {target}: {len(missing)} tensors missing, {len(extra)} left over, "
-            f"{len(misshaped)} of the wrong shape; nothing was loaded{hint}\n  {listed}"
+            f"{len(misshaped)} of the wrong shape, {len(kinds)} of the wrong type; nothing was loaded{hint}\n  {listed}"
         )
 
 
@@ -156,6 +162,16 @@ def is_static_checkpoint_of(model: nn.Module, state: Mapping[str, Tensor]) -> bo
         f"{name}.weight" in state and state[f"{name}.weight"].shape == layer.weight.shape[1:]
         for name, layer in layers.items()
     )
+
+
+def _castable(given: torch.dtype, wanted: torch.dtype) -> bool:
+    """Whether values stay what they are: no complex numbers, bools or f64 into f32, and no integers for numbers."""
+    if given == wanted:
+        return True
+    if given.is_floating_point and wanted.is_floating_point:
+        return given != torch.float64
+    whole = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+    return given in whole and wanted in whole
 
 
 def _optional(name: str) -> bool:

@@ -7,9 +7,9 @@ that, which layers were and who routes them. It says nothing that has to be run:
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,18 @@ from safetensors.torch import save
 from torch import nn
 
 import condconv
+from condconv import arguments
 from condconv.conversion import convert, forget_originals
 from condconv.conversion.apply import conditional_layers
-from condconv.errors import ArgumentError, CheckpointError
+from condconv.errors import CheckpointError
+from condconv.files import Lock, whole_file, write_flushed
 from condconv.models.build import Origin, origin_of, set_origin
 from condconv.models.cards import model_card
 from condconv.models.loading import load_strictly, read_safetensors
 from condconv.models.records import conversion_record
 from condconv.models.specs import SPECS
 from condconv.models.zoo import create_model
+from condconv.reading import parse_json, read_text
 from condconv.tuning import pin_records, restore_pins
 
 FORMAT_VERSION = 1
@@ -71,7 +74,7 @@ def save_pretrained(
         )
     config = _config(model, origin)
     _check_rebuilds(config, model)
-    folder = Path(folder)
+    folder = arguments.path("save_pretrained", "folder", folder)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     files = {
         WEIGHTS: save(state, metadata={"format": "pt"}),
@@ -94,7 +97,7 @@ def from_pretrained(folder: str | Path) -> nn.Module:
         CheckpointError: a file is missing, truncated, a pickle or of a newer version of the format, or the weights do
             not fit: all tensors that do not are listed.
     """
-    path = Path(folder)
+    path = arguments.path("from_pretrained", "folder", folder)
     if not path.exists() and _HUB_ID.fullmatch(str(folder)):
         path = _download(str(folder))
     if not path.is_dir():
@@ -116,15 +119,17 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(read_text(path))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; the folder was not written by save_pretrained") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except ValueError as error:
         raise CheckpointError(f"{path}: not valid JSON ({error}); fetch or write it again") from error
     if not isinstance(config, dict) or config.get("format") != "condconv":
         raise CheckpointError(f"{path}: not a configuration of this package: its 'format' must be 'condconv'")
     version = config.get("format_version")
-    if not isinstance(version, int) or version < 1:
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise CheckpointError(f"{path}: format_version={version!r} must be a whole number from 1 to {FORMAT_VERSION}")
     if version > FORMAT_VERSION:
         raise CheckpointError(
@@ -133,12 +138,16 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
     if not isinstance(config.get("name"), str) or not isinstance(config.get("arguments"), dict):
         raise CheckpointError(f"{path}: 'name' must be a text and 'arguments' an object; fetch or write it again")
+    if config["arguments"].get("pretrained"):
+        raise CheckpointError(
+            f"{path}: its arguments ask for a download, and a saved network brings its own weights; remove 'pretrained'"
+        )
     return config
 
 
 def _config(model: nn.Module, origin: Origin) -> dict[str, Any]:
     try:
-        arguments = json.loads(json.dumps(dict(origin.arguments)))
+        kept = json.loads(json.dumps(dict(origin.arguments)))
     except TypeError as error:
         raise CheckpointError(
             f"save_pretrained: an argument that {origin.name} was made with cannot be written as JSON ({error}); make "
@@ -150,7 +159,7 @@ def _config(model: nn.Module, origin: Origin) -> dict[str, Any]:
         "format_version": FORMAT_VERSION,
         "condconv_version": condconv.__version__,
         "name": origin.name,
-        "arguments": arguments,
+        "arguments": kept,
         "conversion": conversion_record(model) if converted else None,
         **({"tuned": tuned} if (tuned := pin_records(model)) else {}),
     }
@@ -163,7 +172,7 @@ def _build(config: Mapping[str, Any], source: str) -> nn.Module:
         record = config.get("conversion")
         if record is not None:
             model = _convert(model, record)
-    except (ArgumentError, KeyError, TypeError) as error:
+    except Exception as error:  # whatever timm and torch make of arguments that no save has written
         raise CheckpointError(f"{source}: describes no network that can be built: {error}") from error
     return model
 
@@ -205,21 +214,18 @@ def _check_rebuilds(config: Mapping[str, Any], model: nn.Module) -> None:
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write all files under temporary names, then rename them: no half-written file stands under its final name."""
-    temporary = {name: folder / f".{name}.{os.getpid()}.tmp" for name in files}
+    """Write all files whole, the configuration last; while it is not there, the folder is no saved network.
+
+    So weights are never beside the configuration of others, whenever a kill comes.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            with temporary[name].open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        for name, path in temporary.items():
-            os.replace(path, folder / name)
+        with Lock(folder / ".lock", str(folder)), ExitStack() as stack:
+            # All of them under their temporary names first: a full disk leaves an earlier save as it was.
+            for name in reversed(list(files)):
+                write_flushed(stack.enter_context(whole_file(folder / name)), files[name])
+            (folder / CONFIG).unlink(missing_ok=True)
     except OSError as error:
-        for path in temporary.values():
-            if path.exists():
-                path.unlink()
         raise CheckpointError(
             f"{folder}: cannot be written ({error.strerror or error}); free some space or choose another folder"
         ) from error

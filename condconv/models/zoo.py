@@ -9,8 +9,10 @@ from typing import Any
 import timm
 from torch import nn
 
+from condconv.arguments import flag, integer, number, probability, text
 from condconv.errors import ArgumentError, UnknownNameError, argument_error
 from condconv.models.build import (
+    PLACEMENT,
     STATIC,
     build_conditional,
     build_static,
@@ -36,6 +38,8 @@ def create_model(
     output_stride: int | None = None,
     width_multiplier: float = 1.0,
     features_only: bool = False,
+    max_overhead: float | None = None,
+    input_size: tuple[int, int, int] | None = None,
     pretrained: bool = False,
     **timm_arguments: Any,
 ) -> nn.Module:
@@ -50,6 +54,9 @@ def create_model(
             `condconv.models.backbones.build_backbone`.
         width_multiplier: factor on the width of a backbone.
         features_only: return the feature maps of each resolution instead of the logits.
+        max_overhead: leave static what would be conditional where mixing costs more than this share of a layer's
+            convolution; needs `input_size`. Only for the papers' networks.
+        input_size: (C, H, W) of the images, for `max_overhead`.
         pretrained: download published ImageNet weights; ``list_models(pretrained=True)`` lists which names have some.
         **timm_arguments: further arguments of the timm network (``drop_rate``, ``drop_path_rate``, ``out_indices``, …).
 
@@ -57,9 +64,22 @@ def create_model(
         UnknownNameError: the name is neither here nor in timm; the message lists the closest ones.
         ArgumentError: an argument out of range, unknown to the network, or of no use to it.
     """
+    where = f"create_model({text('create_model', 'name', name)!r})"
+    flag(where, "features_only", features_only)
+    flag(where, "pretrained", pretrained)
+    integer(where, "in_chans", in_chans, 1)
+    for argument, least, value in (("num_classes", 0, num_classes), ("num_experts", 1, num_experts)):
+        if value is not None:
+            integer(where, argument, value, least)
+    if output_stride is not None:
+        integer(where, "output_stride", output_stride, 1)
+    number(where, "width_multiplier", width_multiplier, above=0, maximum=64, remedy="1 is the published width")
+    for argument in timm_arguments.keys() & {"drop_rate", "drop_path_rate"}:
+        probability(where, argument, timm_arguments[argument])
     given = dict(
         num_classes=num_classes, in_chans=in_chans, num_experts=num_experts, output_stride=output_stride,
-        width_multiplier=width_multiplier, features_only=features_only, **timm_arguments,
+        width_multiplier=width_multiplier, features_only=features_only, max_overhead=max_overhead,
+        input_size=input_size, **timm_arguments,
     )  # fmt: skip
     if pretrained:
         _check_pretrained(name)
@@ -85,6 +105,8 @@ def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
         pattern: shell pattern over whole names.
         pretrained: only those with published weights that `create_model` can download.
     """
+    text("list_models", "pattern", pattern)
+    flag("list_models", "pretrained", pretrained)
     names = fnmatch.filter([*SPECS, *STATIC], pattern)
     return [name for name in names if not pretrained or published_name(name)]
 
@@ -92,10 +114,12 @@ def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
 def static_twin(name: str, **arguments: Any) -> nn.Module:
     """The static network that the conditional network ``name`` is made from; takes the arguments of `create_model`.
 
-    ``num_experts`` is ignored, so that both twins can be made from the same arguments. The name of a static network
-    gives that network.
+    ``num_experts``, ``max_overhead`` and ``input_size`` are ignored, so that both twins can be made from the same
+    arguments. The name of a static network gives that network.
     """
-    arguments.pop("num_experts", None)
+    text("static_twin", "name", name)
+    for argument in PLACEMENT:
+        arguments.pop(argument, None)
     return create_model(SPECS[name].backbone if name in SPECS else name, **arguments)
 
 
@@ -151,5 +175,5 @@ def _load_published(name: str, given: Mapping[str, Any]) -> nn.Module:
     given = dict(given)
     if given["num_experts"] == spec.num_experts:
         given["num_experts"] = None
-    arguments = refuse_changes(name, given, ("num_experts", "output_stride", "width_multiplier", "features_only"))
+    arguments = refuse_changes(name, given, PLACEMENT + ("output_stride", "width_multiplier", "features_only"))
     return from_timm(timm.create_model(timm_name, pretrained=True, **not_default(arguments)))

@@ -20,9 +20,8 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
-import yaml
-
 from condconv.errors import ArgumentError, UnknownNameError
+from condconv.reading import parse_yaml, read_text
 from condconv.registry import unknown_name_message
 from condconv.training.config import TrainConfig
 
@@ -96,8 +95,8 @@ def _base(chain: list[Path], base: str) -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        found = parse_yaml(read_text(path))
+    except (OSError, ValueError) as error:
         raise ArgumentError(f"{path}: not valid YAML ({error})") from error
     if not isinstance(found, dict):
         raise ArgumentError(f"{path}: holds no settings; expected lines of the form 'epochs: 300'")

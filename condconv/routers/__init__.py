@@ -1,6 +1,7 @@
 """Routers: which kernels does each example get? x (B, C, *space) → coefficients (B, n)."""
 
 from condconv.routers.gates import Gate, SigmoidGate, SoftmaxGate, StepWatch, TopKGate, drop_experts
+from condconv.routers.normalisation import PooledNorm
 from condconv.routers.pooled_linear import PooledLinear
 from condconv.routers.router import Router
 from condconv.routers.schedule import TemperatureSchedule
@@ -10,6 +11,7 @@ from condconv.routers.squeeze_excite import SqueezeExcite
 __all__ = [
     "Gate",
     "PooledLinear",
+    "PooledNorm",
     "Router",
     "RoutingScope",
     "SigmoidGate",

@@ -10,11 +10,12 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from condconv.errors import argument_error
+from condconv.arguments import a_module, integer, number
 
 
 class Gate(nn.Module):
@@ -48,18 +49,23 @@ class StepWatch:
         self.scheduled = False
         self.warned = False
 
-    def notice(self, passes: int, temperature: Tensor) -> None:
+    def notice(self, passes: int, temperature: float) -> None:
         """Warn once if `passes` training passes since the last step are too many for a temperature above 1."""
         allowed = self.PATIENCE if self.scheduled else 1
-        if self.warned or passes <= allowed or float(temperature) <= 1:
+        if self.warned or passes <= allowed or temperature <= 1:
             return
         self.warned = True
         warnings.warn(
-            f"training at softmax temperature {float(temperature):g} and nothing steps it down: create "
+            f"training at softmax temperature {temperature:g} and nothing steps it down: create "
             "schedule = condconv.TemperatureSchedule(model, steps=10 * len(loader)) and call schedule.step() after "
-            "each optimiser step, or set the gates' temperature buffers to 1 to train without annealing",
+            "each optimiser step, or call set_temperature(1) of the gates to train without annealing",
             stacklevel=2,
         )
+
+
+def check_temperature(where: str, name: str, value: float) -> float:
+    """Return a temperature by which logits can be divided in f32, or raise `ArgumentError`."""
+    return number(where, name, value, minimum=1e-30, maximum=1e30, remedy="pass 30 or 1")
 
 
 class SoftmaxGate(Gate):
@@ -74,9 +80,9 @@ class SoftmaxGate(Gate):
 
     def __init__(self, temperature: float = 1.0) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise argument_error("SoftmaxGate", "temperature", temperature, "must be positive", "pass 30 or 1")
-        self.register_buffer("temperature", torch.tensor(float(temperature)))
+        # What the buffer holds: to read it would wait for the device, and break a CUDA graph.
+        self._known = check_temperature("SoftmaxGate", "temperature", temperature)
+        self.register_buffer("temperature", torch.tensor(self._known))
         self.watch = StepWatch()
         self._passes = 0
 
@@ -84,13 +90,20 @@ class SoftmaxGate(Gate):
         """Return softmax(logits / T) over the experts, (B, n)."""
         if self.training and not torch.compiler.is_compiling() and torch.is_grad_enabled():
             self._passes += 1
-            self.watch.notice(self._passes, self.temperature)
+            self.watch.notice(self._passes, self._known)
         return torch.softmax(logits / self.temperature.to(logits.dtype), dim=1)
 
     def set_temperature(self, temperature: float) -> None:
-        """Set T in place; a schedule calls this after each optimiser step."""
-        self.temperature.fill_(temperature)
+        """Set T > 0 in place; a schedule calls this after each optimiser step."""
+        self._known = check_temperature("SoftmaxGate.set_temperature", "temperature", temperature)
+        self.temperature.fill_(self._known)
         self._passes = 0
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """Take the temperature over with the weights."""
+        super()._load_from_state_dict(*args, **kwargs)
+        if not self.temperature.is_meta:
+            self._known = float(self.temperature)
 
     def extra_repr(self) -> str:
         """Show the current temperature."""
@@ -108,13 +121,9 @@ class TopKGate(Gate):
 
     def __init__(self, gate: Gate, k: int, noise_std: float = 0.0) -> None:
         super().__init__()
-        if k < 1:
-            raise argument_error("TopKGate", "k", k, "must be at least 1", "keep one expert or more")
-        if noise_std < 0:
-            raise argument_error("TopKGate", "noise_std", noise_std, "must not be negative", "pass 0 for no noise")
-        self.gate = gate
-        self.k = k
-        self.noise_std = noise_std
+        self.gate = a_module("TopKGate", "gate", gate, Gate)
+        self.k = integer("TopKGate", "k", k, 1)
+        self.noise_std = number("TopKGate", "noise_std", noise_std, minimum=0, remedy="pass 0 for no noise")
         self.renormalises = gate.renormalises
 
     def forward(self, logits: Tensor) -> Tensor:

@@ -3,11 +3,12 @@
     α(x) = drop( gate( body( [GAP(x), α_previous] ) ) )
 
 The pieces are exchangeable: `body` maps the pooled features to logits, `gate` maps logits to coefficients.
-There is no batch normalisation, so that a batch of one example trains.
+With `normalise`, the pooled features are normalised first; a batch of one example trains either way.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -16,9 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from condconv.arguments import MOST_ELEMENTS, a_module, integer, probability
 from condconv.errors import argument_error
 from condconv.operators import available
 from condconv.routers.gates import Gate, drop_experts
+from condconv.routers.normalisation import EPSILON, PooledNorm
+from condconv.transforms import transformed
 
 
 class Router(nn.Module):
@@ -33,6 +37,7 @@ class Router(nn.Module):
         expert_dropout: probability with which an expert's coefficient is zeroed in training, for each example apart.
         previous_experts: length of the previous routing's coefficients, which are concatenated to the pooled input
             (hierarchical routing, CondConv table 4); 0 where there is none.
+        normalise: normalise what goes into the first linear layer (see `PooledNorm`); not in the papers.
 
     Raises:
         ArgumentError: a count below one, or a probability outside [0, 1).
@@ -48,29 +53,25 @@ class Router(nn.Module):
         dropout: float = 0.0,
         expert_dropout: float = 0.0,
         previous_experts: int = 0,
+        normalise: bool = False,
     ) -> None:
         super().__init__()
         where = type(self).__name__
-        for name, value in (("in_channels", in_channels), ("num_experts", num_experts)):
-            if value < 1:
-                raise argument_error(where, name, value, "must be at least 1", f"pass a positive {name}")
-        if hidden_channels is not None and hidden_channels < 1:
-            raise argument_error(where, "hidden_channels", hidden_channels, "must be at least 1", "or None for none")
-        for name, p in (("dropout", dropout), ("expert_dropout", expert_dropout)):
-            if not 0 <= p < 1:
-                raise argument_error(where, name, p, "must lie in [0, 1)", "pass 0 to switch it off")
-        self.in_channels = in_channels
-        self.num_experts = num_experts
-        self.previous_experts = previous_experts
-        self.dropout = dropout
-        self.expert_dropout = expert_dropout
-        features = in_channels + previous_experts
-        if hidden_channels is None:
-            self.body = nn.Sequential(nn.Linear(features, num_experts))
-        else:
-            self.body = nn.Sequential(
-                nn.Linear(features, hidden_channels), nn.ReLU(), nn.Linear(hidden_channels, num_experts)
-            )
+        self.in_channels = integer(where, "in_channels", in_channels, 1)
+        self.num_experts = integer(where, "num_experts", num_experts, 1)
+        self.previous_experts = integer(where, "previous_experts", previous_experts, 0)
+        self.dropout = probability(where, "dropout", dropout)
+        self.expert_dropout = probability(where, "expert_dropout", expert_dropout)
+        hidden = None if hidden_channels is None else integer(where, "hidden_channels", hidden_channels, 1)
+        gate = a_module(where, "gate", gate, Gate)
+        features = self.in_channels + self.previous_experts
+        if max(features, self.num_experts) * (hidden or min(features, self.num_experts)) > MOST_ELEMENTS:
+            rule = f"makes a matrix for {features} features and {self.num_experts} experts, more than a tensor can have"
+            raise argument_error(where, "hidden_channels", hidden, rule, "reduce one of the three")
+        widths = [features, self.num_experts] if hidden is None else [features, hidden, self.num_experts]
+        layers: list[nn.Module] = [nn.Linear(a, b) for a, b in itertools.pairwise(widths)]
+        self.body = nn.Sequential(*layers) if hidden is None else nn.Sequential(layers[0], nn.ReLU(), layers[1])
+        self.norm = PooledNorm(features) if normalise else None
         self.gate = gate
         self.reset_parameters()
 
@@ -83,6 +84,16 @@ class Router(nn.Module):
     @property
     def _linears(self) -> list[nn.Linear]:
         return [layer for layer in self.body if isinstance(layer, nn.Linear)]
+
+    @torch.no_grad()
+    def fold_norm(self) -> None:
+        """Fold the running statistics of a normalised input into the first linear layer, for evaluation."""
+        if self.norm is None:
+            return
+        first, scale = self._linears[0], torch.rsqrt(self.norm.variance + EPSILON)
+        first.weight.mul_(scale)
+        first.bias.sub_(first.weight @ self.norm.mean)
+        self.norm = None
 
     def reset_to_constant(self) -> None:
         """Set the last linear layer to zero: every example then gets the same coefficients, until training moves it."""
@@ -122,12 +133,15 @@ class Router(nn.Module):
         body = self.body
         first: Any = next(iter(body))  # The linear layer that sees the pooled input.
         weight, bias = first.weight, first.bias
-        if previous is None and len(body) == 1 and not (self.training and self.dropout) and _fuses(x, weight, bias):
+        plain = previous is None and self.norm is None and len(body) == 1 and not (self.training and self.dropout)
+        if plain and _fuses(x, weight, bias):
             logits: Tensor = torch.ops.condconv.pooled_linear.default(x, weight, bias)
             return logits
         z = _global_average(x, weight)
         if previous is not None:
             z = torch.cat([z, previous.to(z.dtype)], dim=1)
+        if self.norm is not None:
+            z = self.norm(z)
         z = F.dropout(z, self.dropout, self.training)
         for layer in body:
             z = _linear(z, layer.weight, layer.bias) if isinstance(layer, nn.Linear) else layer(z)
@@ -167,7 +181,7 @@ def _fuses(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
         return False
     if x.dtype != torch.float32 or weight.dtype != torch.float32 or torch.autograd.forward_ad._current_level >= 0:
         return False
-    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
+    if transformed():
         return False
     return not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad))
 

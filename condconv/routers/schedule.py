@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
+from condconv.arguments import a_module, integer
 from condconv.errors import CheckpointError, argument_error
-from condconv.routers.gates import SoftmaxGate
+from condconv.routers.gates import SoftmaxGate, check_temperature
 
 
 class TemperatureSchedule:
@@ -27,19 +28,14 @@ class TemperatureSchedule:
 
     def __init__(self, model: nn.Module, steps: int, start: float = 30.0, end: float = 1.0) -> None:
         where = "TemperatureSchedule"
+        a_module(where, "model", model)
         self._gates = [module for module in model.modules() if isinstance(module, SoftmaxGate)]
         if not self._gates:
             raise argument_error(
                 where, "model", type(model).__name__, "has no softmax gate", "train without a schedule: none is needed"
             )
-        if steps < 1:
-            raise argument_error(where, "steps", steps, "must be at least 1", "pass 10 * len(loader)")
-        for name, value in (("start", start), ("end", end)):
-            if not value > 0:
-                raise argument_error(where, name, value, "must be positive", "the paper anneals from 30 to 1")
-        self.steps = steps
-        self.start = start
-        self.end = end
+        self.steps = integer(where, "steps", steps, 1)
+        self.start, self.end = check_temperature(where, "start", start), check_temperature(where, "end", end)
         self._taken = 0
         for gate in self._gates:
             gate.watch.scheduled = True
@@ -68,12 +64,15 @@ class TemperatureSchedule:
 
         Raises:
             CheckpointError: keys are missing or unknown.
+            ArgumentError: a value is none that the schedule could have had.
         """
-        if set(state) != set(self.state_dict()):
+        if not isinstance(state, dict) or set(state) != set(self.state_dict()):
             raise CheckpointError(
-                f"TemperatureSchedule: the state has keys {sorted(state)}, not {sorted(self.state_dict())}; "
+                f"TemperatureSchedule: the state {state!r} must have the keys {', '.join(self.state_dict())}; "
                 "load what its own state_dict() returned"
             )
-        self._taken, self.steps = int(state["taken"]), int(state["steps"])
-        self.start, self.end = float(state["start"]), float(state["end"])
+        where = "TemperatureSchedule.load_state_dict"
+        taken, steps = (integer(where, name, state[name], least) for name, least in (("taken", 0), ("steps", 1)))
+        start, end = (check_temperature(where, name, state[name]) for name in ("start", "end"))
+        self._taken, self.steps, self.start, self.end = taken, steps, start, end
         self._apply()

@@ -12,7 +12,7 @@ is one more child of it.
 
 Where the coefficients are in between:
 
-* in eager mode in a thread-local, so that threads may share a model;
+* in eager mode in a context variable, so that threads and tasks may share a model;
 * on the scope itself while torch.compile, torch.export or ONNX export trace, which know no threads;
 * for activation checkpointing *inside* the block, which calls layers again during the backward pass when the loan is
   over: also in the `metadata` of the autograd node that made them. The recomputing layer walks from the node that is
@@ -24,8 +24,9 @@ from __future__ import annotations
 import functools
 import heapq
 import itertools
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -34,15 +35,7 @@ from torch import Tensor, nn
 from condconv.errors import ArgumentError, RoutingError
 from condconv.routers.router import Router
 
-
-class _Local(threading.local):
-    """Made anew for each thread that asks."""
-
-    def __init__(self) -> None:
-        self.loans: dict[RoutingScope, Tensor] = {}
-
-
-_local = _Local()
+_loans: ContextVar[Mapping[RoutingScope, Tensor]] = ContextVar("condconv loans", default=MappingProxyType({}))
 
 
 class RoutingScope:
@@ -79,7 +72,7 @@ class RoutingScope:
         if torch.compiler.is_compiling():
             self._traced = coefficients
             return
-        _local.loans[self] = coefficients
+        _loans.set({**_loans.get(), self: coefficients})
         if isinstance(coefficients, Tensor) and coefficients.grad_fn is not None:
             # Detached: the node must not keep alive the graph that it is part of.
             metadata: Any = coefficients.grad_fn.metadata
@@ -90,7 +83,7 @@ class RoutingScope:
         if torch.compiler.is_compiling():
             self._traced = None
         else:
-            _local.loans.pop(self, None)
+            _loans.set({scope: lent for scope, lent in _loans.get().items() if scope is not self})
 
     def borrow(self, borrower: str) -> Tensor:
         """Return the coefficients (B, n) of the current call of the source.
@@ -98,7 +91,7 @@ class RoutingScope:
         Raises:
             RoutingError: the source is not running.
         """
-        lent = self._traced if torch.compiler.is_compiling() else _local.loans.get(self)
+        lent = self._traced if torch.compiler.is_compiling() else _loans.get().get(self)
         if lent is None and not torch.compiler.is_compiling():
             lent = _lent_upstream(self)
         if lent is None:
@@ -147,7 +140,7 @@ class _Routed:
 def _first_tensor(scope: RoutingScope, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The input that the router sees: the first positional argument, or the first keyword argument."""
     first = args[0] if args else next(iter(kwargs.values()), None)
-    if not isinstance(first, (Tensor, torch.fx.Proxy)):
+    if not isinstance(first, Tensor | torch.fx.Proxy):
         raise RoutingError(
             f"{scope.name or 'the network'}: its first argument is {type(first).__name__}, not a tensor, so routing "
             "cannot be computed from it; share the routing of a module that takes a tensor, or use share=None"

@@ -7,7 +7,7 @@ to 1 over the first ten epochs (section 3.3): see `TemperatureSchedule`.
 
 from __future__ import annotations
 
-from condconv.errors import argument_error
+from condconv.arguments import integer
 from condconv.routers.gates import Gate, SoftmaxGate
 from condconv.routers.router import Router
 
@@ -23,6 +23,7 @@ class SqueezeExcite(Router):
         dropout: dropout on the pooled input, in training.
         expert_dropout: random dropping of experts, in training.
         previous_experts: length of the previous routing's coefficients (hierarchical routing), or 0.
+        normalise: normalise the pooled input; see `Router`.
     """
 
     def __init__(
@@ -35,9 +36,10 @@ class SqueezeExcite(Router):
         dropout: float = 0.0,
         expert_dropout: float = 0.0,
         previous_experts: int = 0,
+        normalise: bool = False,
     ) -> None:
-        if reduction < 1:
-            raise argument_error("SqueezeExcite", "reduction", reduction, "must be at least 1", "the paper uses 4")
+        reduction = integer("SqueezeExcite", "reduction", reduction, 1)
+        in_channels = integer("SqueezeExcite", "in_channels", in_channels, 1)
         super().__init__(
             in_channels,
             num_experts,
@@ -46,4 +48,5 @@ class SqueezeExcite(Router):
             dropout=dropout,
             expert_dropout=expert_dropout,
             previous_experts=previous_experts,
+            normalise=normalise,
         )

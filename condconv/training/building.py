@@ -18,14 +18,14 @@ from condconv.layers import RouterFactory
 from condconv.models import create_model, initialise_experts, load_weights, static_twin
 from condconv.models.specs import SPECS
 from condconv.models.ssd import DETECTORS
-from condconv.routers import Router, SigmoidGate, SoftmaxGate
+from condconv.routers import PooledNorm, Router, SigmoidGate, SoftmaxGate
 from condconv.training.config import SMALL_INPUT, SMALL_INPUT_STRIDES, SMALLEST_MAP, TrainConfig
 from condconv.training.run_folder import RunFolder
 from condconv.variants import Share, variants
 
 CONDITIONAL, STATIC, WIDENED = "conditional", "static", "widened"
 _GATES = {"sigmoid": SigmoidGate, "softmax": SoftmaxGate}
-_OF_A_CONVERSION = ("targets", "share", "gate")
+_OF_A_CONVERSION = ("targets", "share", "gate", "router_norm")
 
 
 def output_stride(config: TrainConfig, source: Source) -> int | None:
@@ -81,7 +81,7 @@ class NetworkBuilder:
             targets = None if self.config.targets is None else self.config.targets.split(" + ")
             convert(
                 model, self.variant, targets=targets, num_experts=self.config.num_experts, share=self._share(),
-                init="fresh", router=self._router(),
+                init="fresh", router=self._router(), **self._limit(),
             )  # fmt: skip
             initialise_experts(model)  # as the static twin draws its kernels, so that the two start alike
         if self.config.upcycle_from is not None:
@@ -95,7 +95,16 @@ class NetworkBuilder:
         return f"{self.variant}, {'/'.join(map(str, experts))} experts"
 
     def _conditional_arguments(self) -> dict[str, Any]:
-        return self.arguments | ({"num_experts": self.config.num_experts} if self.spec is not None else {})
+        if self.spec is None:
+            return self.arguments
+        return self.arguments | {"num_experts": self.config.num_experts, **self._limit()}
+
+    def _limit(self) -> dict[str, Any]:
+        """The limit on the overhead of mixing, and the size of the images that it needs."""
+        if self.config.max_overhead is None:
+            return {}
+        size = (self.source.channels, *self.source.image_size)
+        return {"max_overhead": self.config.max_overhead, "input_size": size}
 
     def _share(self) -> Share:
         share = self.config.share
@@ -106,16 +115,19 @@ class NetworkBuilder:
         return "block" if share == "block" else "network" if share == "network" else None
 
     def _router(self) -> RouterFactory:
-        make, gate = variants[self.variant].router, self.config.gate
-        if gate is None:
+        make, gate, norm = variants[self.variant].router, self.config.gate, self.config.router_norm
+        if gate is None and not norm:
             return make
 
-        def with_gate(in_channels: int, num_experts: int) -> Router:
+        def changed(in_channels: int, num_experts: int) -> Router:
             router = make(in_channels, num_experts)
-            router.gate = _GATES[gate]()
+            if gate is not None:
+                router.gate = _GATES[gate]()
+            if norm:
+                router.norm = PooledNorm(in_channels)
             return router
 
-        return with_gate
+        return changed
 
     def _static_weights(self) -> Path:
         """The file of --upcycle-from, which must be of the same classes."""
@@ -134,7 +146,7 @@ class NetworkBuilder:
 
 def _refuse_conversion(config: TrainConfig) -> None:
     for name in _OF_A_CONVERSION:
-        if getattr(config, name) is not None:
+        if getattr(config, name) not in (None, False):
             rule = f"is for conversions, and {config.model} is a row of the zoo, which says it itself"
             remedy = f"leave it out, or convert --model {SPECS[config.model].backbone}"
             raise argument_error("train", name, getattr(config, name), rule, remedy)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 import pickle
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from pytorch_lightning.plugins.io import CheckpointIO
 from torch import Tensor
 
 from condconv.errors import CheckpointError
-from condconv.training.files import write_bytes
+from condconv.files import write_bytes
+from condconv.reading import open_regular
+from condconv.training.config import TrainConfig
 from condconv.training.interruption import Interrupted, StopRequest, agree
 
 FORMAT = 1
@@ -45,13 +48,20 @@ class AtomicCheckpointIO(CheckpointIO):
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint of this package; `CheckpointError` where it is missing, damaged or something else."""
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with open_regular(path) as file:
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError:
+        # torch's own words advise to switch this safety off.
+        raise CheckpointError(
+            f"{path}: refused: damaged, or it holds more than tensors and plain values, which would run code to be read"
+        ) from None
+    except Exception as error:  # torch reads damaged archives into errors of every kind
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: not a readable checkpoint, truncated or damaged ({reason})") from error
-    if not isinstance(checkpoint, dict) or "condconv" not in checkpoint:
+    about = checkpoint.get("condconv") if isinstance(checkpoint, dict) else None
+    if not isinstance(about, dict) or not isinstance(about.get("format"), int) or "identity" not in about:
         raise CheckpointError(f"{path}: a file of torch, but not a checkpoint of 'condconv train'")
     if checkpoint["condconv"]["format"] > FORMAT:
         raise CheckpointError(
@@ -63,8 +73,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def require_same_run(
     path: Path, checkpoint: dict[str, Any], identity: dict[str, Any], module: pl.LightningModule
 ) -> None:
-    """Raise `CheckpointError` unless the checkpoint is of this run's network: same settings, same tensors."""
-    saved = checkpoint["condconv"]["identity"]
+    """Raise `CheckpointError` unless the checkpoint is of this run's network: same settings, same tensors.
+
+    A setting that there was not when the checkpoint was written is as it was then: its default.
+    """
+    defaults = {field.name: field.default for field in fields(TrainConfig) if field.name in identity}
+    saved = {**defaults, **checkpoint["condconv"]["identity"]}
     differing = [
         f"{key} {saved.get(key)!r} there, {identity.get(key)!r} here"
         for key in sorted(saved.keys() | identity.keys())

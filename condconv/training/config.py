@@ -31,6 +31,8 @@ PRECISIONS: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
 SCHEDULES = ("cosine", "step", "exponential")
 GATES = ("sigmoid", "softmax")
 AUTO_AUGMENTS = ("imagenet", "cifar10", "svhn", "rand", "trivial")
+# Named here too, since importing them takes torch; a test compares.
+CONDITIONS = ("plain", "inverted", "turned", "noisy", "blurred")
 NO_VARIANT = "none"
 WIDTH = Rule(lambda value: 0 < value <= 64, "must be above 0 and at most 64")
 SMALL_INPUT = 64
@@ -54,6 +56,11 @@ class TrainConfig:
     skip_bad_images: bool = setting(False, "count and list damaged samples instead of stopping")
     random_crop: bool = setting(True, "train on random crops; false: on the part of an image that validation sees")
     auto_augment: str | None = setting(None, f"learned augmentation: {', '.join(AUTO_AUGMENTS)}", AUTO_AUGMENTS)
+    conditions: str | None = setting(
+        None,
+        f"put each image, of training and validation, under one of these at random: 'all', or of "
+        f"{', '.join(CONDITIONS)} some, joined by commas; noisy:1.5 is 1.5 times as strong",
+    )
     mixup: float = setting(0.0, "alpha of Mixup: pairs of images are blended; 0 for none", NOT_NEGATIVE)
 
     # Network.
@@ -66,10 +73,14 @@ class TrainConfig:
         "which layers become conditional: kinds, 'last N blocks', regular expressions, several joined by ' + ' "
         "(default: the variant's placement)",
     )
+    max_overhead: float | None = setting(
+        None, "leave out layers whose mixing costs more than this share of their convolution (default: none)", POSITIVE
+    )
     share: str | None = setting(
         None, "who shares a router: block, network, a number of blocks, or none (default: the variant's)"
     )
     gate: str | None = setting(None, f"{' or '.join(GATES)} (default: the variant's)", GATES)
+    router_norm: bool = setting(False, "normalise what routers see: pooled features to mean 0 and variance 1")
     router_init_scale: float = setting(1.0, "factor on the routers' last weights at the start", NOT_NEGATIVE)
     expert_init_scale: float = setting(1.0, "factor on the experts' kernels at the start", POSITIVE)
     upcycle_from: str | None = setting(
@@ -165,7 +176,7 @@ class TrainConfig:
 
 
 def _check_share(share: str | None) -> None:
-    if share is None or share in ("none", "block", "network") or (share.isdigit() and int(share) > 0):
+    if share is None or share in ("none", "block", "network") or re.fullmatch("[1-9][0-9]{0,8}", share):
         return
     remedy = "pass none, block, network or a number of blocks"
     raise argument_error("train", "share", share, "is no way to share routers", remedy)

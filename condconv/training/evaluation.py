@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,14 @@ _LATENCY_PASSES = 50
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`confusion` int64 (true class, predicted class); `routing` mean coefficients (classes, n) by layer name."""
+    """`confusion` int64 (true class, predicted class); `routing` mean coefficients (classes, n) by layer name.
+
+    `by_condition`: the share of right images under each of the source's conditions.
+    """
 
     confusion: Tensor
     routing: dict[str, Tensor]
+    by_condition: dict[str, float] = field(default_factory=dict)
 
     @property
     def accuracy(self) -> float:
@@ -49,7 +53,9 @@ def evaluate(
         worker_init_fn=leave_signals_to_parent,
         generator=torch.Generator(),
     )
-    for images, labels, _, _ in loader:
+    names = () if view.normalise.conditions is None else view.normalise.conditions.names
+    under = torch.zeros(len(names), 2)
+    for images, labels, places, _ in loader:
         if layers:
             with record_routing(network) as routing:
                 logits = network(images.to(device))
@@ -59,7 +65,12 @@ def evaluate(
         keep = labels != IGNORED
         pairs = labels[keep] * num_classes + logits.argmax(dim=1).cpu()[keep]
         confusion += torch.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
-    return Evaluation(confusion, statistics_.compute()[0] if layers else {})
+        if names:
+            which = torch.tensor([view.condition_of(place) for place in places[keep].tolist()])
+            right = (logits.argmax(dim=1).cpu() == labels)[keep].float()
+            under.index_add_(0, which, torch.stack([right, torch.ones_like(right)], dim=1))
+    by_condition = dict(zip(names, (under[:, 0] / under[:, 1]).tolist(), strict=True))
+    return Evaluation(confusion, statistics_.compute()[0] if layers else {}, by_condition)
 
 
 @torch.inference_mode()

@@ -7,7 +7,6 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -29,11 +28,11 @@ from condconv.training.evaluation import evaluate, latency_ms
 from condconv.training.health import HEALTH_COLUMNS, HealthWarnings
 from condconv.training.interruption import StopRequest
 from condconv.training.module import ClassificationModule
-from condconv.training.networks import NetworkSpec, plan_networks
+from condconv.training.networks import NetworkSpec, overhead_advice, plan_networks
 from condconv.training.optimization import peak_learning_rate
 from condconv.training.report import NetworkResult, save_weights, write_report
 from condconv.training.routing import conditional_layers
-from condconv.training.routing_report import RoutingImages, routing_report
+from condconv.training.routing_report import RoutingFound, RoutingImages, routing_report
 from condconv.training.run_folder import RunFolder
 from condconv.training.tuned import TuneOnce
 
@@ -76,12 +75,15 @@ class Experiment:
         self.source = open_source(config.data, skip_bad=config.skip_bad_images, num_classes=config.num_classes)
         require_class_count(config, self.source)
         self.source = self.source.limited(config.limit_train, config.limit_val).resized(config.input_size)
+        self.source = self.source.under(config.conditions)
         self.config = config
         self.batch_size = self._fitting_batch_size()
         workers = config.workers if config.workers is not None else default_workers(self.source)
         self.workers = workers
         self.specs = plan_networks(config, self.source)
         self._health: list[Row] = []
+        for advice in overhead_advice(config, self.source, self.specs):
+            console.notice(advice)
         if config.base_batch is not None:
             peak = peak_learning_rate(config, self.global_batch)
             console.notice(
@@ -221,7 +223,7 @@ class Experiment:
         routing = self._routing_report(folder, trained) if self.config.report else None
         return write_report(folder, self.config, self.source, results, damaged, self.device, routing)
 
-    def _routing_report(self, folder: RunFolder, trained: Sequence[Trained]) -> Path | None:
+    def _routing_report(self, folder: RunFolder, trained: Sequence[Trained]) -> RoutingFound | None:
         networks = [(spec, one.network, one.rows) for spec, one in zip(self.specs, trained, strict=True)]
         return routing_report(folder, self.source, networks, self.workers)
 

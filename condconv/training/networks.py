@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 
 from condconv.counting import count
 from condconv.data import Source
-from condconv.errors import ArgumentError
+from condconv.errors import ArgumentError, argument_error
 from condconv.registry import unknown_name_message
 from condconv.training.building import CONDITIONAL, STATIC, WIDENED, NetworkBuilder
-from condconv.training.config import NO_VARIANT, TrainConfig
+from condconv.training.config import NO_VARIANT, SMALL_INPUT_STRIDES, TrainConfig
 from condconv.variants import variants
 
 WIDTH_TOLERANCE = 0.02
+NOTICED_OVERHEAD, ADVISED_OVERHEAD = 0.08, 0.05
 _CLOSE_ENOUGH = 0.002
 _BISECTIONS = 20
 
@@ -51,6 +53,7 @@ def plan_networks(config: TrainConfig, source: Source) -> list[NetworkSpec]:
     planner = _Planner(config, source)
     builder = planner.builder
     static = planner.spec(STATIC, builder.static, "the network with ordinary, static convolutions", NO_VARIANT)
+    _require_pixels(config, source, builder.static())
     if config.variant == NO_VARIANT:
         return [static]
     conditional = planner.spec(CONDITIONAL, builder.conditional, builder.conditional_description(), builder.variant)
@@ -60,6 +63,35 @@ def plan_networks(config: TrainConfig, source: Source) -> list[NetworkSpec]:
     afresh = "" if config.upcycle_from is None else ", from fresh weights"
     description = f"static, {width:.4g} times as wide{afresh}"
     return [conditional, static, planner.spec(WIDENED, lambda: builder.static(width), description, NO_VARIANT)]
+
+
+def _require_pixels(config: TrainConfig, source: Source, network: nn.Module) -> None:
+    """Raise `ArgumentError` where the images are smaller than the network's total stride."""
+    info: Any = getattr(network, "feature_info", None)
+    levels = getattr(info, "info", info)
+    total = max((level["reduction"] for level in levels), default=1) if isinstance(levels, list) else 1
+    side = min(source.image_size)
+    if side < total:
+        rule = f"is smaller than the total stride of {config.model}, {total}"
+        remedy = f"pass --output-stride {SMALL_INPUT_STRIDES[0]} or less, or --input-size {total} or more"
+        raise argument_error("train", "input_size", side, rule, remedy)
+
+
+def overhead_advice(config: TrainConfig, source: Source, specs: Sequence[NetworkSpec]) -> Iterator[str]:
+    """One line where the conditional network pays more than 8 % beside its twin: what a limit of 5 % would change."""
+    spec = next((spec for spec in specs if spec.variant != NO_VARIANT), None)
+    if spec is None or spec.ratio <= 1 + NOTICED_OVERHEAD or config.max_overhead is not None:
+        return
+    begin = f"notice: the conditional network has {spec.ratio - 1:.1%} more multiply-adds than its static twin; "
+    try:
+        planner = _Planner(replace(config, max_overhead=ADVISED_OVERHEAD), source)
+        ratio = planner.cost(planner.builder.conditional).macs / planner.cost(planner.builder.static).macs
+    except ArgumentError as error:
+        yield f"{begin}--max-overhead {ADVISED_OVERHEAD:g} would not help ({str(error).rpartition(': ')[2]})"
+        return
+    yield (
+        f"{begin}with --max-overhead {ADVISED_OVERHEAD:g} it is {ratio - 1:.1%}: layers that see few pixels stay static"
+    )
 
 
 def matching_width(config: TrainConfig, source: Source) -> float:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytorch_lightning as pl
 from torch import nn
 
-from condconv.analysis import RecordedNetwork, analyze, examine
+from condconv.analysis import Analysis, RecordedNetwork, examine, write_report
 from condconv.analysis.curves import MEASURED
 from condconv.analysis.drawing import to_pixels
 from condconv.analysis.report import PAGE, draw
@@ -53,13 +54,21 @@ class RoutingImages(pl.Callback):
                 writer.add_image(f"routing/{drawn.name}", to_pixels(drawn), epoch, dataformats="HWC")
 
 
+@dataclass(frozen=True)
+class RoutingFound:
+    """The page of a run's routing report, and what routing did in one sentence."""
+
+    page: Path
+    sentence: str
+
+
 def routing_report(
     folder: RunFolder, source: Source, networks: Sequence[tuple[NetworkSpec, nn.Module, Sequence[Row]]], workers: int
-) -> Path | None:
-    """Write the report on the conditional network of a run and return its page; None where the run has none.
+) -> RoutingFound | None:
+    """Write the report on the conditional network of a run, its folder `report`; None where the run has none.
 
     Args:
-        folder: of the run; the report becomes its folder `report`.
+        folder: of the run.
         source: the data set; its validation images are used.
         networks: all networks of the run after their last epoch, with their epochs.
         workers: loader processes.
@@ -70,9 +79,23 @@ def routing_report(
     ]
     for _, network, _ in networks:
         if conditional_layers(network):
-            title = folder.path.name
-            return analyze(network, source, folder.path / "report", title=title, workers=workers, runs=recorded) / PAGE
+            found, images = examine(network, source, title=folder.path.name, workers=workers)
+            report = write_report(folder.path / "report", found, images=images, runs=recorded, replace=True)
+            return RoutingFound(report / PAGE, what_routing_did(found))
     return None
+
+
+def what_routing_did(found: Analysis) -> str:
+    """In one sentence: what is left of the accuracy with others' coefficients, and how much these vary."""
+    changed = found.collection.counterfactuals
+    measures = [found.measures[group.name] for group in found.groups]
+    spread = sum(measure.spread for measure in measures) / len(measures)
+    return (
+        f"What routing did: on {changed['intact'].images:,} validation images the network is right for "
+        f"{changed['intact'].value:.1%} with each image's own kernels, for {changed['mean'].value:.1%} with the mean "
+        f"of all images' kernels, and for {changed['shuffle'].value:.1%} with those of another image; the spread of "
+        f"the coefficients between images is {spread:.3f}."
+    )
 
 
 def _measured(row: Row) -> dict[str, float]:

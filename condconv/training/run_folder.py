@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import csv
 import errno
-import fcntl
 import io
 import itertools
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
 from condconv.errors import ArgumentError, CheckpointError
+from condconv.files import Lock, flush_folder, is_temporary, remove_temporaries, temporary_folder, write_text
+from condconv.reading import parse_yaml, read_text
 from condconv.training.callbacks import COLUMNS, Row
 from condconv.training.config import TrainConfig
-from condconv.training.files import remove_temporaries, write_text
+
+LOCK = ".lock"
 
 
 class RunFolder:
@@ -24,34 +25,49 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock: int | None = None
+        self._lock: Lock | None = None
 
     @classmethod
     def create(cls, config: TrainConfig) -> RunFolder:
-        """Make the first free `<out>/<name>-N/`. Raises `ArgumentError` where the folder cannot be written."""
+        """Make the first free `<out>/<name>-N/`, with its settings in it from the first moment on, and hold it.
+
+        Raises `ArgumentError` where the folder cannot be written.
+        """
         out = Path(config.out).expanduser()
         try:
             out.mkdir(parents=True, exist_ok=True)
-            for number in itertools.count(1):
-                path = out / f"{config.run_name}-{number}"
-                try:
-                    path.mkdir()
-                    break
-                except FileExistsError:
-                    continue
-            (path / "checkpoints").mkdir()
+            with temporary_folder(out / config.run_name) as temporary:
+                (temporary / "checkpoints").mkdir()
+                write_text(temporary / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
+                folder = cls(temporary)
+                folder.lock()
+                for number in itertools.count(1):
+                    path = out / f"{config.run_name}-{number}"
+                    if folder.move_to(path):
+                        return folder
         except OSError as error:
             raise ArgumentError(
                 f"--out {config.out}: the run folder cannot be made ({error.strerror}); pass a folder you can write to"
             ) from error
-        folder = cls(path)
-        folder.lock()
-        write_text(folder.config, yaml.safe_dump(config.to_dict(), sort_keys=False))
-        return folder
+        raise AssertionError("there are more numbers than folders")
+
+    def move_to(self, path: Path) -> bool:
+        """Rename the folder; False where something else has that name. An empty folder is replaced."""
+        try:
+            self.path.rename(path)
+        except OSError as error:
+            if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                return False
+            raise
+        flush_folder(path.parent)
+        self.path = path
+        if self._lock is not None:
+            self._lock.path = path / LOCK
+        return True
 
     @classmethod
     def existing(cls, path: Path) -> RunFolder:
-        """A run folder to go on with, cleared of half-written files. `CheckpointError` where it is none, or in use."""
+        """A run folder to go on with, cleared of half-written files. `CheckpointError` where it is none."""
         folder = cls(path)
         if not folder.config.exists():
             raise CheckpointError(f"{path}: not a run folder (no config.yaml in it)")
@@ -61,20 +77,16 @@ class RunFolder:
         return folder
 
     def lock(self) -> None:
-        """Hold the folder until `close`, or until the process ends, however it ends."""
+        """Hold the folder until `close`, or until the process ends. `BusyError` where another process holds it."""
         try:
-            self._lock = os.open(self.path / ".lock", os.O_WRONLY | os.O_CREAT, 0o644)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = Lock(self.path / LOCK, str(self.path))
         except OSError as error:
-            self.close()
-            if error.errno in (errno.EAGAIN, errno.EACCES):
-                raise CheckpointError(f"{self.path}: in use by another process, or not writable") from None
             raise CheckpointError(f"{self.path}: the run folder cannot be written ({error.strerror})") from error
 
     def close(self) -> None:
         """Let go of the folder."""
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.release()
             self._lock = None
 
     @property
@@ -98,9 +110,8 @@ class RunFolder:
     def read_config(self) -> TrainConfig:
         """The settings the run was started with. `CheckpointError` where they cannot be read."""
         try:
-            settings = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-            return TrainConfig(**settings)
-        except (OSError, yaml.YAMLError, TypeError, ValueError) as error:
+            return TrainConfig(**parse_yaml(read_text(self.config)))
+        except (OSError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{self.config}: not the settings of a run of this version ({error})") from error
 
     def write_metrics(self, rows: Sequence[Row]) -> None:
@@ -127,7 +138,8 @@ def find_run(run: str, out: str) -> Path:
             if path.is_dir():
                 return path
         raise CheckpointError(f"--resume {run}: no such run folder, neither as a path nor in {base}")
-    unfinished = [path.parent for path in base.glob("*/config.yaml") if not RunFolder(path.parent).summary.exists()]
+    runs = [path.parent for path in base.glob("*/config.yaml") if not is_temporary(path.parent.name)]
+    unfinished = [path for path in runs if not RunFolder(path).summary.exists()]
     if not unfinished:
         raise CheckpointError(f"--resume: no unfinished run in {base}; name one with --resume RUN, or start a new one")
     return max(unfinished, key=lambda path: (path / "config.yaml").stat().st_mtime)

@@ -27,12 +27,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from condconv.errors import ArgumentError
+from condconv.files import write_text
+from condconv.reading import parse_yaml, read_text
 from condconv.registry import unknown_name_message
 from condconv.training.config import TrainConfig
-from condconv.training.files import write_text
 
 WIDENED_TO, START_FROM = "widened_to", "start_from"
 CHECKS = ("intact", "mean", "argmax", "shuffle", "shuffle_experts")
@@ -138,8 +137,8 @@ def read_study(path: Path) -> Study:
         ArgumentError: a missing or malformed file, unknown keys (with the closest ones), arms that refer to nothing.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = parse_yaml(read_text(path))
+    except (OSError, ValueError) as error:
         raise ArgumentError(
             f"{path}: not a readable study ({error}); pass a YAML file such as those of benchmarks"
         ) from error
@@ -202,12 +201,15 @@ def read_rows(path: Path) -> list[Row]:
     """The rows of a table of finished runs; none where there is no file. `ArgumentError` where it is another table."""
     if not path.exists():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
-    if tuple(reader.fieldnames or ()) != COLUMNS:
+    try:
+        reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
+        columns, rows = tuple(reader.fieldnames or ()), list(reader)
+    except (OSError, ValueError, csv.Error) as error:
+        raise ArgumentError(f"{path}: not a readable table of finished runs ({error})") from error
+    whole = all(None not in row and None not in row.values() for row in rows)
+    if columns != COLUMNS or not whole:
         raise ArgumentError(
-            f"{path}: not a table of this version's runs; its columns are {', '.join(reader.fieldnames or ())}"
+            f"{path}: not a table of this version's runs; its columns are {', '.join(columns)}"
         )
     return rows
 

@@ -7,14 +7,12 @@ trained once. Each is locked while it is trained; two sweeps of the same study s
 from __future__ import annotations
 
 import csv
-import fcntl
 import hashlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from datetime import datetime, timezone
 from functools import cached_property
@@ -29,11 +27,11 @@ from condconv.analysis.analyze import validation_batches
 from condconv.analysis.collect import COUNTERFACTUAL_IMAGES, collect
 from condconv.data import Source, open_source, sources
 from condconv.errors import ArgumentError, CondConvError
+from condconv.files import Lock, write_text
 from condconv.machine import processor
 from condconv.training.building import CONDITIONAL, STATIC
 from condconv.training.config import NO_VARIANT, TrainConfig
 from condconv.training.experiment import resolve_device
-from condconv.training.files import write_text
 from condconv.training.interruption import StopRequest
 from condconv.training.networks import matching_width, plan_networks
 from condconv.training.run_folder import RunFolder
@@ -46,10 +44,6 @@ _POLL_S = 0.5
 
 class RunFailed(CondConvError):
     """A run ended without finishing; the message is its own last line."""
-
-
-class Busy(CondConvError):
-    """A run, or one that it starts from, is being trained by another process."""
 
 
 class Sweep:
@@ -91,18 +85,20 @@ class Sweep:
 
         Raises:
             RunFailed: it ended without finishing.
-            Busy: another process has it in hand.
+            BusyError: another process has it, or one that it starts from, in hand.
             Interrupted: the sweep was asked to stop; the run can be gone on with.
         """
-        config = self._config(*cell)
-        with locked(self.out / f"{config.run_name}.lock") as lock:
-            folder = self._train(config, lock)
+        config = self.config(*cell)
+        self.out.mkdir(parents=True, exist_ok=True)
+        with Lock(self.out / f"{config.run_name}.lock", config.run_name) as lock:
+            folder = self._train(config, lock.descriptor)
             row = self._row(cell, config, folder)
-        with locked(self.out / f"{self.study.name}.csv.lock", wait=True):
+        self.study.results.parent.mkdir(parents=True, exist_ok=True)
+        with Lock(self.study.results.with_suffix(".lock"), str(self.study.results), wait=True):
             write_row(self.study.results, row)
         return row
 
-    def _config(self, arm: str, seed: int) -> TrainConfig:
+    def config(self, arm: str, seed: int) -> TrainConfig:
         """The settings of one run, with what the arm takes from other arms filled in."""
         settings = {**self.study.common, **self.study.arms[arm]}
         target, start = settings.pop(WIDENED_TO, None), settings.pop(START_FROM, None)
@@ -110,7 +106,7 @@ class Sweep:
             settings |= {"variant": NO_VARIANT, "width": self._width(target)}
         identity = {**settings, "data": self.study.data}
         if start is not None:
-            identity[START_FROM] = self._config(start, seed).run_name.rsplit("-seed", 1)[0]
+            identity[START_FROM] = self.config(start, seed).run_name.rsplit("-seed", 1)[0]
             settings["upcycle_from"] = str(self._weights(start, seed))
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
         experts = settings.get("num_experts", "")
@@ -123,21 +119,21 @@ class Sweep:
     def _width(self, arm: str) -> float:
         """The width of the static network with the multiply-adds of an arm."""
         if arm not in self._widths:
-            self._widths[arm] = round(matching_width(self._config(arm, self.study.seeds[0]), self.source), 6)
+            self._widths[arm] = round(matching_width(self.config(arm, self.study.seeds[0]), self.source), 6)
         return self._widths[arm]
 
     def _weights(self, arm: str, seed: int) -> Path:
         """The trained weights of another arm, which is run first where it is not finished."""
-        config = self._config(arm, seed)
+        config = self.config(arm, seed)
         folder = find_finished(self.out, config.run_name)
         if folder is None:
             self.run((arm, seed))
             folder = find_finished(self.out, config.run_name)
             assert folder is not None
-        return folder.weights(_network(config))
+        return folder.weights(network_of(config))
 
     def _train(self, config: TrainConfig, lock: int) -> RunFolder:
-        """Run `condconv train` until the run is finished."""
+        """Run `condconv train` until the run is finished. It inherits the lock's descriptor, and so the lock."""
         if (finished := find_finished(self.out, config.run_name)) is not None:
             return finished
         unfinished = find_runs(self.out, config.run_name)
@@ -203,15 +199,15 @@ class Sweep:
         """Multiply-adds of an arm over those of the static network of its shape (of the arm it is widened to)."""
         arm, seed = cell
         target = self.study.arms[arm].get(WIDENED_TO, arm)
-        planned = plan_networks(self._config(target, seed), self.source)[0]
+        planned = plan_networks(self.config(target, seed), self.source)[0]
         if target == arm:
             return planned.ratio
-        widened = plan_networks(self._config(arm, seed), self.source)[0]
+        widened = plan_networks(self.config(arm, seed), self.source)[0]
         return widened.cost.macs / planned.cost.macs * planned.ratio
 
     def _checks(self, config: TrainConfig, folder: RunFolder, source: Source) -> dict[str, str]:
         """Accuracy in % on 2,000 validation images with changed coefficients, where the study asks for it."""
-        if not self.study.routing_checks or _network(config) == STATIC:
+        if not self.study.routing_checks or network_of(config) == STATIC:
             return dict.fromkeys(CHECKS, "")
         model, source = load_trained(folder.path, CONDITIONAL, source.limited(None, COUNTERFACTUAL_IMAGES))
         model.to(resolve_device(config.device))
@@ -231,13 +227,15 @@ def data_of(study: Study, data: str | None) -> str:
     return data
 
 
-def _network(config: TrainConfig) -> str:
+def network_of(config: TrainConfig) -> str:
+    """The name of the network that a run of a study trains."""
     return STATIC if config.variant == NO_VARIANT else CONDITIONAL
 
 
 def changed(config: TrainConfig) -> dict[str, Any]:
-    """The settings that are not the defaults."""
-    return {f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) != f.default}
+    """The settings that are not the defaults, and the model, without which small images would get their recipe."""
+    given = {f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) != f.default}
+    return given | {"model": config.model}
 
 
 def find_runs(out: Path, name: str) -> list[RunFolder]:
@@ -258,24 +256,6 @@ def read_metrics(folder: RunFolder) -> list[dict[str, str]]:
         return []
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
-
-
-@contextmanager
-def locked(path: Path, wait: bool = False) -> Iterator[int]:
-    """Hold a lock, and hand out its file descriptor: a process that inherits it holds the lock too.
-
-    Raises `Busy` where another process holds it and `wait` is not set.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise Busy(f"{path.stem}: in the hands of another process") from None
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def commit() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import nn
 from condconv.data import ImageSet, Source
 from condconv.errors import ArgumentError, CheckpointError
 from condconv.models.loading import load_strictly, read_safetensors
+from condconv.reading import parse_json
 from condconv.training.building import CONDITIONAL, STATIC, WIDENED
 from condconv.training.config import NO_VARIANT
 from condconv.training.networks import plan_networks
@@ -27,6 +27,8 @@ def trained_networks(path: Path) -> list[str]:
 def load_trained(path: Path, network: str, source: Source) -> tuple[nn.Module, Source]:
     """Return a network of a run, and the data set as that network wants it (size, normalisation).
 
+    A data set that is under no conditions is put under those of the run.
+
     Raises:
         CheckpointError: not a run folder, no such network in it, or weights that do not fit.
         ArgumentError: a data set of other classes.
@@ -40,6 +42,8 @@ def load_trained(path: Path, network: str, source: Source) -> tuple[nn.Module, S
         )
     native = source.native and source.image_size == wanted.image_size
     source = replace(source, image_size=wanted.image_size, native=native, mean=wanted.mean, std=wanted.std)
+    if source.conditions is None:
+        source = source.under(RunFolder(path).read_config().conditions)
     return trained_model(path, network, wanted), source
 
 
@@ -50,12 +54,18 @@ def stored_source(path: Path, network: str, images: ImageSet) -> Source:
         CheckpointError: no such network in the run folder, or its file is damaged.
     """
     about = metadata(_weights(path, network))
-    channels, height, width = json.loads(about["input_shape"])
-    return Source(
-        path.name, images, images, tuple(json.loads(about["classes"])), channels, (height, width),
-        native=json.loads(about.get("native", "false")), flip=False,
-        mean=tuple(json.loads(about["mean"])), std=tuple(json.loads(about["std"])),
-    )  # fmt: skip
+    try:
+        channels, height, width = parse_json(about["input_shape"])
+        return Source(
+            path.name, images, images, tuple(parse_json(about["classes"])), channels, (height, width),
+            native=parse_json(about.get("native", "false")), flip=False,
+            mean=tuple(parse_json(about["mean"])), std=tuple(parse_json(about["std"])),
+        )  # fmt: skip
+    except (KeyError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{_weights(path, network)}: does not say what it was trained on ({type(error).__name__}: {error}); train "
+            "or copy it again"
+        ) from error
 
 
 def trained_model(path: Path, network: str, source: Source) -> nn.Module:
@@ -90,5 +100,5 @@ def metadata(weights: Path) -> dict[str, Any]:
     try:
         with safe_open(weights, framework="pt") as file:
             return dict(file.metadata() or {})
-    except SafetensorError as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{weights}: truncated or damaged ({error}); train or copy it again") from error

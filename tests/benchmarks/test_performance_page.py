@@ -6,6 +6,7 @@ from pathlib import Path
 
 from benchmarks.speed import report
 from benchmarks.speed.figure import draw
+from benchmarks.speed.machine import gpu_code
 from benchmarks.speed.targets import TARGETS, Measured, Results
 
 LIMITS = report.LIMITS.read_text(encoding="utf-8")
@@ -27,6 +28,7 @@ def layer(contender: str, ratio: str, cell: str, asked: str = "") -> dict[str, s
     }  # fmt: skip
 
 
+QUESTION = {"instructions": "avx2", "work": "forward", "kind": "dense", "layout": "contiguous"}
 RESULTS = Results(
     networks=[network("static", "", "1"), network("timm", "", "1.65"), network("ours", "f32", "1.234")],
     training=[
@@ -42,14 +44,21 @@ RESULTS = Results(
         )
     ],
     random_shapes=[
-        {"cell": f"shape {i}", "ratio": ratio, "error": "1e-7", "chosen": "native", "best": "grouped"}
+        {"cell": f"shape {i}", "ratio": ratio, "error": "1e-7", "chosen": "native", "best": "grouped", "work": "step"}
         for i, ratio in enumerate(("0.8", "1.25"))
     ],
-    measured=[
-        {"machine": "CPU 1", "kind": "dense", "layout": "contiguous", "batch": b, "grouped_ms": "2", "native_ms": "1"}
+    planner=[
+        {"machine": "CPU 1", "torch": "2", **QUESTION, "batch": b, "grouped_ms": "2", "native_ms": "1"}
         for b in ("3", "1", "4")
     ],
-    planner_check=[{"maker": "CPU", "kind": "dense", "exceed": "2"}],
+    planner_check=[{**QUESTION, "exceed": "2", "mean": "1.05", "p95": "1.3", "worst": "1.7"}],
+    single_layers=[
+        {
+            "work": "training", "instructions": "avx2", "threads": "1", "kind": kind, "ratio": ratio, "ratio_p10": "1",
+            "ratio_p90": "2", "timm_ratio": "2", "over_timm": over, "macs_ratio": "1.1",
+        }
+        for kind, ratio, over in (("dense", "1", "0.5"), ("depthwise", "4", "2"))
+    ],
     hotspots=[{"cell": "w", "contender": "ours", "operator": "op", "self_ms": "1", "share_percent": "9", "calls": "1"}],
 )  # fmt: skip
 
@@ -59,10 +68,16 @@ def test_the_committed_page_is_up_to_date() -> None:
     assert report.PLOT.exists() == bool(Results.committed().layers)
 
 
-def test_batches_of_the_planners_table_are_counted_together() -> None:
+def test_the_planners_table_counts_the_fastest_and_says_how_the_fit_chooses() -> None:
     page = report.page(RESULTS, LIMITS)
-    assert "| CPU 1 | dense | contiguous | 1 | 0 | 1 |\n| CPU 1 | dense | contiguous | 2 to 4 | 0 | 2 |" in page
-    assert "| CPU | dense | 2 |" in page
+    assert "| avx2 | forward | dense | contiguous | 0 | 3 | 2 | 1.05 | 1.3 | 1.7 |" in page
+
+
+def test_single_layers_are_summed_up_by_instruction_set() -> None:
+    page = report.page(RESULTS, LIMITS)
+    assert "| training | avx2 | 1 | all | 2 | 2.00 | 2.00 | 1.00 | 1.10 | 2.00 | 4.00 |" in page
+    summary = "| 2.00 | ≤ 1.60 | 1.25 | **2.00** (1.00–2.00) | 1.10 | – | no |"
+    assert f"| training step of single layers, AVX2 {summary}" in page
 
 
 def test_targets_stand_beside_what_was_measured() -> None:
@@ -72,7 +87,7 @@ def test_targets_stand_beside_what_was_measured() -> None:
     assert (
         "| training step, batch 32, 96 px: peak working memory | – | ≤ 1.30 | 1.10 | **1.25** | – | – | must |" in page
     )
-    assert page.count("not measured") == len(TARGETS) - 4
+    assert page.count("not measured") == len(TARGETS) - 5
 
 
 def test_tables_show_strategies_means_and_misses() -> None:
@@ -80,8 +95,18 @@ def test_tables_show_strategies_means_and_misses() -> None:
     head = "| layer | static ms | static contiguous | timm | ours f32 auto | ours f32 grouped |"
     assert f"{head} multiply-adds | roofline | auto chose |" in page
     assert "| **dense: geometric mean** |  | **1.10** | **3.00** | **1.00** | **2.00** |" in page
-    assert "1.00 × the time of the best strategy" in page and "1 exceed 1.15" in page
+    assert "step: 1.00 × the time of the best strategy" in page and "1 exceed 1.15" in page
     assert "`op`" in page
+
+
+def test_what_was_not_measured_on_a_gpu_since_is_marked() -> None:
+    row = {
+        "network": "net", "numbers": "bf16", "pass": "training", "batch": "32", "contender": "static", "strategy": "",
+        "median_ms": "2", "ratio": "1", "machine": "G", "torch": "2", "triton": "3", "commit": "abc", "code": "another",
+    }  # fmt: skip
+    page = report.page(Results(gpu_networks=[row, {**row, "batch": "64", "code": gpu_code()}]), LIMITS)
+    assert "| net | bf16 | training | 32 | 2.000 | – | – | – | – | not measured since abc |" in page
+    assert "| net | bf16 | training | 64 | 2.000 | – | – | – | – | abc |" in page
 
 
 def test_without_results_the_page_says_so() -> None:

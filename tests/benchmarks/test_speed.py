@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from benchmarks.speed import hotspots, layers, networks, planner_table, random_shapes, training
+from benchmarks.speed import hotspots, layers, networks, planner_fit, planner_table, random_shapes, training
+from benchmarks.speed.instructions import held_to
 from benchmarks.speed.results import Line, read, table
 from benchmarks.speed.roofline import Roofline, size_class
 from benchmarks.speed.subjects import OURS, STATIC, Work
 from condconv.benchmarking.memory import MEMORY
-from condconv.execution import execute, measured, strategies
+from condconv.execution import execute, fitted, strategies
+from condconv.execution.fitted import SIZES
 
 SMALL = "condconv_mobilenetv1_025"
 Run = Callable[..., list[Line]]
@@ -117,11 +120,15 @@ def test_work_of_a_network_splits_mixing_and_experts() -> None:
     assert ours.expert_weights < 8 * static.static_weights
 
 
-def test_planner_table_measures_every_strategy_in_every_layout(run: Run) -> None:
+def test_planner_table_measures_every_strategy_in_every_layout(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planner_table, "held_to", lambda name, module, task: planned(task))
     lines = run(planner_table)
     assert tuple(lines[0]) == planner_table.COLUMNS
-    assert {(line["kind"], line["layout"]) for line in lines} == {
-        (kind, layout) for kind in ("pointwise", "depthwise") for layout in ("contiguous", "channels_last")
+    assert {(line["kind"], line["layout"], line["work"]) for line in lines} == {
+        (kind, layout, work)
+        for kind in ("pointwise", "depthwise")
+        for layout in ("contiguous", "channels_last")
+        for work in ("forward", "training")
     }
     for line in lines:
         assert float(line["grouped_ms"]) > 0 and float(line["batched_gemm_ms"]) > 0
@@ -129,45 +136,83 @@ def test_planner_table_measures_every_strategy_in_every_layout(run: Run) -> None
     assert max(cell.macs for cell in planner_table.cells()) <= planner_table.MOST_MACS
 
 
-def test_the_planners_table_is_checked_by_leaving_out_cells(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    odd_one_out = [measured.Cell((float(i),), (1.0, 0.0) if i == 3 else (0.0, 1.0)) for i in range(8)]
-    monkeypatch.setattr(planner_table, "read", lambda path: [{"machine": "A 1"}])
-    monkeypatch.setattr(measured, "cells_of", lambda who: {("dense", True): (("grouped", "native"), odd_one_out)})
-    (line,) = run(planner_table, "--check")
-    assert (line["maker"], line["cells"], line["exceed"], line["worst"]) == ("A", "8", "1", "2.00")
+def planned(task: dict[str, Any]) -> Iterator[dict[str, object]]:
+    """What the process that `held_to` starts would answer."""
+    for one in task["cells"]:
+        yield from planner_table.rows(planner_table.Cell(**one), task["instructions"])
 
 
-def test_leaving_out_a_cell_is_fitting_the_others() -> None:
-    draw = random.Random(3)
-    cells = [
-        measured.Cell((draw.random() * 9, draw.random() * 9), (draw.random(), draw.random(), 0.0)) for _ in range(12)
-    ]
-    names = ("grouped", "batched_gemm", "native")
-    for left_out, slow in zip(cells, planner_table.slowness_of_choices(cells), strict=True):
-        expected = measured.fit(names, [cell for cell in cells if cell is not left_out]).slowness(left_out.place)
-        assert slow == 2 ** left_out.slowness[names.index(min(expected, key=expected.__getitem__))]
+def line_of(batch: int, native_ms: float, grouped_ms: float, **others: str) -> Line:
+    sizes = dict.fromkeys(SIZES, "8") | {"batch": str(batch)}
+    question = {"instructions": "avx2", "work": "forward", "kind": "dense", "layout": "contiguous"}
+    return {**question, **sizes, "native_ms": str(native_ms), "grouped_ms": str(grouped_ms), **others}
+
+
+def test_the_fit_goes_near_what_was_measured_and_follows_trends() -> None:
+    names = ("native", "grouped")
+    lines = [line_of(2**i, 1.0, 2**-1 * 2 ** (i / 2)) for i in range(6)]  # grouped wins below 4, loses above
+    ((_, cells),) = planner_fit.cells_of(lines, names).items()
+    kept, field = planner_fit.fit(names, cells, kept=4)
+    assert len(kept) == 4 and all(cell in cells for cell in kept)
+    for cell in cells:
+        assert list(field.slowness(cell.place).values()) == pytest.approx(cell.slowness, abs=0.35)
+    beyond = field.slowness(planner_fit.cells_of([line_of(128, 1, 1)], names).popitem()[1][0].place)
+    assert beyond["grouped"] > beyond["native"]
+
+
+def test_the_fit_that_is_written_is_the_fit_that_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("native", "grouped")
+    measured = planner_fit.cells_of([line_of(2**i, 1.0, 0.4 * 1.3**i) for i in range(9)], names)
+    rows = list(planner_fit.fitted_rows(names, measured))
+    with table(tmp_path / "fitted.csv", tuple(rows[0])) as add:
+        for row in rows:
+            add(row)
+    monkeypatch.setattr(fitted, "TABLE", tmp_path / "fitted.csv")
+    read_again = fitted._table.__wrapped__()
+    ((question, cells),) = measured.items()
+    _, field = planner_fit.fit(names, cells)
+    for cell in cells:
+        got, expected = (one.slowness(cell.place) for one in (read_again[question], field))
+        assert list(got.values()) == pytest.approx(list(expected.values()), abs=0.02)
+
+
+def test_the_check_counts_wrong_choices() -> None:
+    names = ("native", "grouped")
+    odd_one_out = [line_of(2**i, *((2.0, 1.0) if i == 3 else (1.0, 2.0))) for i in range(8)]
+    (row,) = planner_fit.check(names, planner_fit.cells_of(odd_one_out, names))
+    assert (row["instructions"], row["cells"], row["exceed"], row["worst"]) == ("avx2", 8, 1, "2.00")
+
+
+def test_the_committed_fit_is_that_of_the_committed_table() -> None:
+    lines = read(planner_table.TABLE)
+    assert set(planner_table.PLANNED) == {column.removesuffix("_ms") for column in lines[0] if column.endswith("_ms")}
+    rows = list(planner_fit.fitted_rows(planner_table.PLANNED, planner_fit.cells_of(lines, planner_table.PLANNED)))
+    committed = read(fitted.TABLE)
+    assert [{**row} for row in rows] == committed
+    assert fitted.TABLE.stat().st_size < 120_000
 
 
 def test_random_shapes_are_odd_and_always_the_same() -> None:
     shapes = list(random_shapes.shapes())
-    assert len({shape.name for shape in shapes}) == 50 and shapes == list(random_shapes.shapes())
+    assert len({shape.name for shape in shapes}) == 100 and shapes == list(random_shapes.shapes())
     assert {shape.threads for shape in shapes} == {1, 2, 3, 4} and {shape.stride for shape in shapes} == {1, 2}
-    assert 10 < sum(shape.isa == "avx2" for shape in shapes) < 25
+    assert 20 < sum(shape.isa == "avx2" for shape in shapes) < 50
     assert all(s.in_channels // s.groups % 16 or s.kind == "depthwise" and s.groups % 16 for s in shapes)
     table = {(c.kind, c.batch, c.in_channels, c.out_channels, c.height, c.width) for c in planner_table.cells()}
     assert not table & {(s.kind, s.batch, s.in_channels, s.out_channels, s.height, s.width) for s in shapes}
 
 
-def test_random_shapes_compares_with_the_reference(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = run(random_shapes)
-    assert all(float(line["error"]) < 1e-5 for line in lines)
-    assert {line["best"] for line in lines} <= set(planner_table.STRATEGIES)
+def test_random_shapes_compares_with_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    for shape in random_shapes.QUICK:
+        line = random_shapes.row(shape, quick=True)
+        assert float(str(line["error"])) < 1e-5 and line["best"] in planner_table.STRATEGIES
     wrong = lambda *arguments: execute(*arguments) * 1.5  # noqa: E731
     monkeypatch.setattr(random_shapes, "execute", lambda *a: wrong(*a) if a[0].dtype == torch.float32 else execute(*a))
-    assert all(float(line["error"]) > 0.1 for line in run(random_shapes))
+    assert all(float(str(random_shapes.row(shape, quick=True)["error"])) > 0.1 for shape in random_shapes.QUICK)
 
 
 @pytest.mark.slow
-def test_shapes_held_to_avx2_run_in_a_process_of_their_own() -> None:
-    (found,) = random_shapes.held_to_avx2(random_shapes.QUICK[:1], quick=True)
+def test_shapes_are_measured_in_a_process_that_is_held_to_avx2() -> None:
+    task = {"quick": True, "shapes": [asdict(random_shapes.QUICK[0])]}
+    (found,) = held_to("avx2", "benchmarks.speed.random_shapes", task)
     assert found["cell"] == random_shapes.QUICK[0].name

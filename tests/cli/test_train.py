@@ -203,7 +203,10 @@ def test_damaged_images_are_skipped_when_asked(tmp_path: Path, fails: Fails) -> 
 
 
 def test_twins_are_trained_beside_and_runs_never_overwritten(tmp_path: Path) -> None:
-    arguments = ("--epochs", "1", "--limit-train", "64", "--variant", "condconv", "--twin", "--out", str(tmp_path))
+    arguments = (
+        "--epochs", "1", "--limit-train", "64", "--variant", "condconv", "--twin", "--out", str(tmp_path),
+        "--conditions", "plain,inverted", "--report",
+    )  # fmt: skip
     (tmp_path / "small-1").mkdir()
     done = condconv("train", *SMALL, *arguments, prepare=[quick])
     assert done.returncode == 0, done.stderr
@@ -211,11 +214,34 @@ def test_twins_are_trained_beside_and_runs_never_overwritten(tmp_path: Path) -> 
     assert [row["network"] for row in metrics(run)] == ["conditional", "static", "widened"]
     summary = (run / "summary.md").read_text()
     macs = {
-        cells[1].strip(): int(cells[4].strip().replace(",", ""))
+        cells[1].strip(): int(cells[5].strip().replace(",", ""))
         for line in summary.splitlines()
-        if len(cells := line.split("|")) == 9 and cells[1].strip() in ("conditional", "static", "widened")
+        if len(cells := line.split("|")) == 12 and cells[1].strip() in ("conditional", "static", "widened")
     }
     assert macs["static"] < macs["conditional"]
     assert abs(macs["widened"] / macs["conditional"] - 1) <= 0.02
     assert "**Warning:**" in summary
+    under = summary[summary.index("| condition | conditional | static | widened |") :].splitlines()[2:4]
+    assert [line.split("|")[1].strip() for line in under] == ["plain", "inverted"]
+    assert "What routing did: on 20 validation images" in done.stdout and f"{run}/report/" in done.stdout
+    following = done.stdout[done.stdout.index("next:") :].splitlines()[1:4]
+    assert len(following) == 3 and all(line.startswith("  condconv ") for line in following)
+    assert f"condconv eval {run} " in following[0]
+    assert "notice: the conditional network has" in done.stdout and "--max-overhead 0.05" in done.stdout
     assert not list((tmp_path / "small-1").iterdir())
+
+
+def test_small_images_without_a_model_get_their_recipe(tmp_path: Path) -> None:
+    out = ("--out", str(tmp_path), "--name", "mine", "--limit-val", "20", "--no-report")
+    done = condconv("train", "--data", "digits", "--fast-dev-run", *out, prepare=[quick])
+    assert done.returncode == 0, done.stderr
+    assert "notice: images of 8 pixels, no --model: recipe small_images" in done.stdout
+    config = yaml.safe_load((tmp_path / "mine-fast-1" / "config.yaml").read_text())
+    assert (config["recipe"], config["model"], config["num_experts"]) == ("small_images", "cifar_resnet8", 8)
+
+
+def test_a_named_model_or_recipe_or_larger_images_stay_without_it() -> None:
+    for flags in (("--model", "resnet10"), ("--recipe", "fashion_mnist_dynamic"), ("--input-size", "64")):
+        done = condconv("train", "--data", "digits", "--max-overhead", "-1", *flags)
+        assert done.returncode == 2 and "small_images" not in done.stdout
+        assert "max_overhead=-1.0 must be positive and finite" in done.stderr

@@ -118,7 +118,7 @@ def test_a_module_registered_twice_is_replaced_in_both_places() -> None:
         ({"variant": "condcov"}, UnknownNameError, "did you mean 'condconv'"),
         ({"num_experts": 0}, ArgumentError, "num_experts=0 must be at least 1"),
         ({"num_experts": 2.5}, ArgumentError, "num_experts=2.5"),
-        ({"init": "copy"}, ArgumentError, "'upcycle' or 'fresh'"),
+        ({"init": "copy"}, ArgumentError, "init='copy' must be one of upcycle, fresh"),
         ({"share": "blocks"}, ArgumentError, "share='blocks' is not a way to share"),
         ({"share": 0}, ArgumentError, "share=0"),
         ({"share": {"a": "nowhere"}}, ArgumentError, "matches none of the layers"),

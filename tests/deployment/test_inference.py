@@ -299,8 +299,8 @@ def test_bad_arguments_are_named() -> None:
     for arguments, message in (
         ({"experts": "int4"}, "experts='int4' must be one of f32, bf16, int8"),
         ({"rest": "int8"}, "rest='int8' must be one of f32, bf16"),
-        ({"skip_below": -0.1}, "skip_below=-0.1 must be a number of at least 0"),
-        ({"skip_below": math.nan}, "skip_below=nan must be a number of at least 0"),
+        ({"skip_below": -0.1}, "skip_below=-0.1 must be a number, at least 0"),
+        ({"skip_below": math.nan}, "skip_below=nan must be a number, at least 0"),
     ):
         with pytest.raises(condconv.ArgumentError, match=message):
             condconv.optimize_for_inference(model, **arguments)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
+from benchmarks.speed import planner_fit
 from condconv.cli import doctor
 from condconv.execution import AUTO, choose, fitted, planner, strategies
 from condconv.execution.fitted import Shape, ranking
@@ -18,8 +19,8 @@ from condconv.lowered import Mixture
 Write = Callable[..., None]
 SIZES = ",".join(fitted.SIZES)
 HEAD = f"instructions,work,kind,layout,{SIZES},grouped_pull,native_pull"
-SMALL = "dense,channels_last,1,16,8,8,1,9,1,8,1"
-LARGE = "dense,channels_last,64,4096,256,256,1,9,1,8,1"
+SMALL = "dense,channels_last,1,16,8,8,1,9,1,8"
+LARGE = "dense,channels_last,64,4096,256,256,1,9,1,8"
 KINDS = {"pointwise": (1, 1), "dense": (3, 1), "depthwise": (3, 32), "grouped": (3, 2)}
 PROCESSORS = {
     "Intel(R) Xeon(R) Processor": "amx",
@@ -68,13 +69,16 @@ def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 
 def shape(batch: int, positions: int, channels: int, training: bool = False) -> Shape:
-    return Shape("dense", True, training, batch, positions, channels, channels, 1, 9, 1, 8, 1)
+    return Shape("dense", True, training, batch, positions, channels, channels, 1, 9, 1, 8)
 
 
-def test_the_nearest_shapes_decide(write: Write) -> None:
-    write(f"avx2,forward,{SMALL},-1,1", f"avx2,forward,{LARGE},1,-1")
-    fitted_small = ranking(shape(1, 16, 8), "avx2")
-    assert fitted_small != ranking(shape(64, 4096, 256), "avx2") and set(fitted_small) == {"grouped", "native"}
+def test_what_is_read_is_summed_as_it_was_fitted(write: Write) -> None:
+    write(f"avx2,forward,{SMALL},-1,1", f"avx2,forward,{LARGE},0.5,-2")
+    (field,) = fitted._table().values()
+    place = fitted.place_of([2, 100, 32, 64, 1, 9, 1, 4])
+    near = planner_fit.covariance(*(torch.tensor(p, dtype=torch.float64) for p in ([place], field.places)))
+    expected = (near @ torch.tensor([[-1, 1], [0.5, -2]], dtype=torch.float64))[0]
+    assert list(field.slowness(place).values()) == pytest.approx(expected.tolist())
 
 
 def test_a_forward_pass_and_a_training_step_are_different_questions(write: Write) -> None:
@@ -109,7 +113,7 @@ def test_shapes_may_be_asked_for_while_torch_is_traced(write: Write) -> None:
 def test_every_question_has_an_answer_on_every_processor(
     processor: str, kind: str, channels_last: bool, training: bool
 ) -> None:
-    asked = Shape(kind, channels_last, training, 4, 196, 96, 96, 1, 9, 1, 8, torch.get_num_threads())
+    asked = Shape(kind, channels_last, training, 4, 196, 96, 96, 1, 9, 1, 8)
     names = ranking(asked, fitted.instructions_here())
     assert names and set(names) <= set(strategies)
 
@@ -120,7 +124,8 @@ def test_what_is_chosen_can_run_on_every_processor(processor: str, kind: str, tr
     kernel, groups = KINDS[kind]
     x = torch.randn(2, 32, 8, 8).to(memory_format=torch.channels_last)
     experts = torch.randn(4, 32, 32 // groups, kernel, kernel, requires_grad=training)
-    mixture, geometry = Mixture(torch.rand(2, 4), experts, None), ConvGeometry((1, 1), (kernel // 2,) * 2, (1, 1), groups)
+    mixture = Mixture(torch.rand(2, 4), experts, None)
+    geometry = ConvGeometry((1, 1), (kernel // 2,) * 2, (1, 1), groups)
     chosen = choose(x, mixture, geometry, AUTO, "layer")
     assert strategies[chosen].supports(mixture, geometry) is None
     expected = strategies["reference"](x, mixture, geometry)

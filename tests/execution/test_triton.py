@@ -20,6 +20,7 @@ from condconv.lowered import Kernels, Mixture
 CASES = Path(__file__).with_name("triton_cases.py")
 NEEDS_TRITON = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 SAME = ConvGeometry((1, 1), (1, 1), (1, 1))
+DEPTHWISE = ConvGeometry((1, 1), (1, 1), (1, 1), groups=4)
 
 
 def run_cases(interpret: bool, *options: str) -> None:
@@ -54,16 +55,17 @@ def mixture(*kernel: int, **kwargs: Any) -> Mixture:
     ("lowered", "geometry", "reason"),
     [
         (Kernels(torch.randn(2, 4, 4, 3, 3), None), SAME, "not mixed yet"),
-        (mixture(4, 4, 3), ConvGeometry((1,), (1,), (1,)), "dense or depthwise 2-D convolution"),
-        (mixture(4, 2, 3, 3), ConvGeometry((1, 1), (1, 1), (1, 1), groups=2), "dense or depthwise 2-D convolution"),
-        (mixture(8, 1, 3, 3), ConvGeometry((1, 1), (1, 1), (1, 1), groups=4), "dense or depthwise 2-D convolution"),
+        (mixture(4, 4, 3, 3), SAME, "needs a depthwise 2-D convolution"),
+        (mixture(4, 4, 3), ConvGeometry((1,), (1,), (1,)), "needs a depthwise 2-D convolution"),
+        (mixture(4, 2, 3, 3), ConvGeometry((1, 1), (1, 1), (1, 1), groups=2), "needs a depthwise 2-D convolution"),
+        (mixture(8, 1, 3, 3), ConvGeometry((1, 1), (1, 1), (1, 1), groups=4), "needs a depthwise 2-D convolution"),
         (
-            mixture(4, 4, 3, 3),
-            ConvGeometry((1, 1), (1, 1), (1, 1), 1, True, (0, 0)),
-            "dense or depthwise 2-D convolution",
+            mixture(4, 1, 3, 3),
+            ConvGeometry((1, 1), (1, 1), (1, 1), 4, True, (0, 0)),
+            "needs a depthwise 2-D convolution",
         ),
-        (mixture(4, 4, 3, 3, dtype=torch.float64), SAME, "torch.float64; it needs f32, bf16 or f16"),
-        (mixture(4, 4, 3, 3), SAME, "the experts are on cpu"),
+        (mixture(4, 1, 3, 3, dtype=torch.float64), DEPTHWISE, "torch.float64; it needs f32, bf16 or f16"),
+        (mixture(4, 1, 3, 3), DEPTHWISE, "the experts are on cpu"),
     ],
 )
 def test_what_it_cannot_serve_is_refused_by_name(lowered: Any, geometry: ConvGeometry, reason: str) -> None:
@@ -74,14 +76,13 @@ def test_what_it_cannot_serve_is_refused_by_name(lowered: Any, geometry: ConvGeo
         choose(torch.randn(2, 4, *[5] * geometry.rank), lowered, geometry, "triton", "stem")
 
 
-F32 = {"coefficients", "experts", "weight", "d_coefficients", "d_experts", "d_weight"}
+F32 = {"weight", "d_weight"}
 
 
 def compile_for(
-    architecture: int, kernel: str, dtype: str, fixed: dict[str, Any], kernel_size: int, back: bool, warps: int = 4
+    architecture: int, kernel: str, dtype: str, fixed: dict[str, Any], kernel_size: int, back: bool
 ) -> str:
     """The PTX of a kernel; `fixed` are arguments that are known when it is compiled."""
-    import triton.language as tl
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
@@ -90,23 +91,21 @@ def compile_for(
     function = getattr(triton_kernels, kernel)
     constants: dict[str, Any] = {f"{name}_{side}": kernel_size for name in ("KERNEL", "STRIDE") for side in "HW"}
     constants |= {f"{name}_{side}": 1 for name in ("PADDING", "DILATION") for side in "HW"}
-    operand = {"bf16": tl.bfloat16, "fp16": tl.float16, "fp32": tl.float32}[dtype]
-    constants |= {"NUM_EXPERTS": 8, "BACK": back, "OPERAND": operand, "PRECISION": "ieee"}
-    constants |= {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16, "BLOCK_C": 32, **fixed}
+    constants |= {"BACK": back, "BLOCK_M": 64, "BLOCK_C": 32, **fixed}
     constants = {name: value for name, value in constants.items() if name in function.arg_names}
     signature = dict.fromkeys(function.arg_names, "i32")
     signature |= {name: f"*{dtype}" for name in ("grad", "x", "y") if name in signature}
     signature |= {name: "*fp32" for name in F32 if name in signature}
     signature |= dict.fromkeys(constants, "constexpr")
-    options = {"num_warps": warps, "num_stages": 2, "enable_fp_fusion": True}
     source = ASTSource(function, signature, constants, {})
-    return str(compile(source, target=GPUTarget("cuda", architecture, 32), options=options).asm["ptx"])
+    target = GPUTarget("cuda", architecture, 32)
+    return str(compile(source, target=target, options={"enable_fp_fusion": True}).asm["ptx"])
 
 
 @NEEDS_TRITON
 def test_kernels_compile_where_there_is_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    assert "mma.sync" in compile_for(90, "mix_and_multiply", "bf16", {}, 1, False)
+    assert "fma.rn.f32" in compile_for(90, "depthwise", "bf16", {}, 3, False)
 
 
 @NEEDS_TRITON
@@ -116,9 +115,6 @@ def test_kernels_compile_where_there_is_no_gpu(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("kernel", "back"),
     [
-        ("mix_and_multiply", False),
-        ("mix_and_multiply", True),
-        ("mixture_gradient", False),
         ("depthwise", False),
         ("depthwise", True),
         ("depthwise_gradient", False),
@@ -128,25 +124,9 @@ def test_every_kernel_compiles(
     kernel: str, back: bool, dtype: str, architecture: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    ones = {"batch": 1, "channels": 1, "out_channels": 1, "out_height": 1, "out_width": 1, "height": 1, "width": 1}
+    ones = {"channels": 1, "out_height": 1, "out_width": 1, "height": 1, "width": 1}
     for fixed in ({}, ones):  # Triton compiles arguments that are 1 in as constants.
         assert compile_for(architecture, kernel, dtype, fixed, 3, back)
-
-
-@NEEDS_TRITON
-@pytest.mark.parametrize(
-    ("kernel", "tile"),
-    [
-        ("mix_and_multiply", {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 32}),
-        ("mixture_gradient", {"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 64}),
-    ],
-)
-def test_warps_share_the_products_of_a_tile(
-    kernel: str, tile: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    alone, four = (compile_for(80, kernel, "bf16", tile, 1, False, warps).count("mma.sync") for warps in (1, 4))
-    assert alone == 4 * four > 0
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -140,3 +140,17 @@ def test_what_is_wrong_on_the_command_line(
     assert main(["eval", *words, "--out", str(tmp_path / "e")]) == 2
     assert expected in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_is_evaluated_under_its_own_conditions_or_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, _ = write_run(tmp_path / "runs", variant="none", model="cifar_resnet8", conditions="inverted")
+
+    def said(*flags: str) -> str:
+        assert main(["eval", str(run), "--limit", "100", "--out", str(tmp_path / "e"), *flags]) == 0
+        return capsys.readouterr().out.splitlines()[0]
+
+    assert said() == said("--conditions", "inverted") != said("--conditions", "plain")
+    assert main(["eval", str(run), "--conditions", "inverte", "--out", str(tmp_path / "e")]) == 2
+    assert "did you mean 'inverted'" in capsys.readouterr().err

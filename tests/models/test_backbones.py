@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import timm
 import torch
@@ -19,8 +21,6 @@ STATIC_COUNTS = {
     "mobilenetv1_050": (149_497_088, 1_331_592),
     "mobilenetv1_075": (325_400_448, 2_585_560),
     "mobilenetv1_100": (568_740_352, 4_231_976),
-    "mobilenetv1_shallow": (307_323_392, 2_887_976),
-    "mobilenetv1_tiny": (16_316_928, 21_960),
     "mobilenetv2_050": (97_131_840, 1_968_680),
     "mobilenetv2_100": (300_774_272, 3_504_872),
     "mnasnet_a1": (312_773_888, 3_887_038),
@@ -32,6 +32,7 @@ STATIC_COUNTS = {
 }
 TIMM_FAST = ("mobilenetv2_035", "mobilenetv3_small", "efficientnet_b0", "resnet18")
 FAST = ["mobilenetv1_025", "mobilenetv2_035", "mobilenetv3_small", "mnasnet_a1", "resnet10"]
+CIFAR = [name for name in BACKBONES if name.startswith("cifar_resnet")]
 
 
 @pytest.mark.parametrize("name", STATIC_COUNTS)
@@ -91,6 +92,48 @@ def test_features_only_reports_the_reductions_that_it_has(name: str, output_stri
     assert model.feature_info.reduction()[-1] == (output_stride or 32)
 
 
+@pytest.mark.parametrize("output_stride", [None, 1, 2, 4, 8, 16])
+@pytest.mark.parametrize("name", CIFAR)
+def test_a_cifar_resnet_doubles_its_channels_where_it_halves_the_map(name: str, output_stride: int | None) -> None:
+    with torch.device("meta"):
+        model = create_model(name, features_only=True, output_stride=output_stride, in_chans=1).eval()
+        maps = model(torch.randn(1, 1, 32, 32))
+    assert [32 // m.shape[-1] for m in maps] == model.feature_info.reduction()
+    assert [m.shape[1] for m in maps] == model.feature_info.channels()
+    assert model.feature_info.reduction()[-1] == (output_stride or 4)
+    ends = [(m.shape[1], 32 // m.shape[-1]) for m in maps[1:]]
+    assert all(c * before_s == before_c * s for (before_c, before_s), (c, s) in itertools.pairwise(ends))
+
+
+@pytest.mark.parametrize(("name", "published"), [("cifar_resnet20", 0.27)])
+def test_a_cifar_resnet_has_the_papers_parameters(name: str, published: float) -> None:
+    assert round(count(create_model(name, num_classes=10), (3, 32, 32)).params / 1e6, 2) == published
+
+
+@pytest.mark.parametrize("name", CIFAR)
+def test_a_cifar_resnet_of_any_width_trains(name: str) -> None:
+    for width in (0.3, 0.77, 1.0, 1.03, 1.6):
+        model = create_model(name, width_multiplier=width, in_chans=1, num_classes=4, drop_rate=0.1, drop_path_rate=0.1)
+        model(torch.randn(2, 1, 9, 12)).sum().backward()
+        assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("output_stride", [1, 2, 4, 8])
+@pytest.mark.parametrize("name", CIFAR)
+def test_a_cifar_resnet_comes_within_two_percent_of_any_multiply_adds(name: str, output_stride: int) -> None:
+    def macs(width: float) -> int:
+        with torch.device("meta"):
+            model = create_model(name, width_multiplier=width, output_stride=output_stride, num_classes=10)
+        return count(model, (3, 32, 32)).macs
+
+    published = macs(1.0)
+    widths = [1 + step / 200 for step in range(31)]
+    found = [macs(width) for width in widths]
+    assert found == sorted(found) and found[0] == published
+    gaps = [after / before - 1 for before, after in itertools.pairwise(found)]
+    assert max(gaps) < 0.04  # so that the closer end of each gap is within 2 %
+
+
 def test_a_widths_multiply_adds_can_be_found_within_two_percent() -> None:
     def macs(width: float) -> int:
         with torch.device("meta"):
@@ -121,7 +164,7 @@ def test_any_timm_name_is_a_fallback() -> None:
 
 
 def test_list_models_filters() -> None:
-    assert list_models("mobilenetv1*") == [f"mobilenetv1_{w}" for w in ("025", "050", "075", "100", "shallow", "tiny")]
+    assert list_models("mobilenetv1*") == [f"mobilenetv1_{w}" for w in ("025", "050", "075", "100")]
     assert "condconv_efficientnet_b0_8e" in list_models(pretrained=True)
     assert "mobilenetv1_025" not in list_models(pretrained=True)
 

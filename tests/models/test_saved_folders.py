@@ -192,7 +192,7 @@ def test_all_that_does_not_fit_is_listed_and_nothing_is_loaded(folder: Path, tmp
         "missing: conv_stem.weight (8, 1, 3, 3)",
         "extra: surplus (2, 5)",
         "wrong shape: classifier.bank.bias (8, 3), the model has (8, 10)",
-        "1 tensors missing, 1 left over, 1 of the wrong shape; nothing was loaded",
+        "1 tensors missing, 1 left over, 1 of the wrong shape, 0 of the wrong type; nothing was loaded",
     ):
         assert words in message
     model = small()

@@ -59,6 +59,7 @@ SMALL = {
     "cifar10_jpeg_dynamic": ("a_cifar10", "dynamic4"),
     "fashion_mnist_condconv": ("a_fashion", "condconv8"),
     "fashion_mnist_dynamic": ("a_fashion", "dynamic4"),
+    "fashion_mnist_conditions": ("demo", "condconv8"),
 }
 
 
@@ -68,6 +69,9 @@ def test_a_small_recipe_is_an_arm_of_a_study_with_its_outcome(name: str) -> None
     rows = [row for row in read_rows(STUDIES / "results" / f"{SMALL[name][0]}.csv") if row["arm"] == arm]
     arms = TrainConfig(**{"data": "somewhere", "workers": 0, **study.common, **study.arms[arm]})
     assert replace(settings(name), data="somewhere", workers=0) == arms
+    if not rows:
+        assert load_recipe(name).outcome == "not run here"
+        return
     mean = fmean(float(row["top1_pct"]) for row in rows)
     assert load_recipe(name).outcome.startswith(f"{mean:.1f} % top-1, mean of {len(rows)} seeds")
 

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import condconv
 from condconv.routers import RoutingScope, attach_scope, detach_scopes
-from condconv.routers.scope import _local
+from condconv.routers.scope import _loans
 from condconv.variants import variants
 from tests.contract.cases import Block
 
@@ -160,7 +160,7 @@ def test_fx_traces_the_network_and_a_single_block(variant: str) -> None:
     assert torch.equal(torch.fx.symbolic_trace(net)(images()), net(images()))
     h = net[0](images())
     assert torch.equal(torch.fx.symbolic_trace(net[1])(h), net[1](h))
-    assert not _local.loans
+    assert not _loans.get()
 
 
 @VARIANTS
@@ -202,7 +202,7 @@ def test_an_exception_inside_leaves_nothing_behind(spans_blocks: bool) -> None:
         net[1].norm = Fails()
     with pytest.raises(KeyboardInterrupt):
         net(images())
-    assert not _local.loans
+    assert not _loans.get()
 
 
 def test_one_router_for_several_blocks() -> None:
@@ -213,7 +213,7 @@ def test_one_router_for_several_blocks() -> None:
     with condconv.record_routing(net) as routing:
         y = net(images())
     assert len(routing) == 6 and all(torch.equal(r, routing["1.expand"]) for r in routing.values())
-    assert not _local.loans and isinstance(scope, RoutingScope)
+    assert not _loans.get() and isinstance(scope, RoutingScope)
     assert torch.equal(pickle.loads(pickle.dumps(net))(images()), y)
     assert torch.equal(torch.fx.symbolic_trace(net)(images()), y)
     program = torch.export.export(net, (images(),), dynamic_shapes=({0: torch.export.Dim("batch")},))
@@ -231,7 +231,7 @@ def test_hierarchical_scopes_see_the_previous_coefficients() -> None:
     with condconv.record_routing(net) as routing:
         net(images())
     assert torch.equal(routing["2.expand"], router(seen[0], routing["1.expand"]))
-    assert not _local.loans
+    assert not _loans.get()
 
 
 def test_errors_name_the_layer_and_the_block() -> None:

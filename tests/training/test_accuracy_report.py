@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.accuracy.comparison import Outcome, estimate, total_epochs
 from benchmarks.accuracy.figure import draw
-from benchmarks.accuracy.report import PAGE, page, studies, verdict
+from benchmarks.accuracy.report import PAGE, README, page, studies, verdict, with_demo_table
 from condconv.training.study import Study, read_study
 from tests.training.test_study import row, write_study
 
@@ -66,6 +66,18 @@ def test_references_are_of_equal_epochs_and_cost(study: Study) -> None:
     assert (total_epochs(study, "longer"), found.twin("longer"), found.widened("longer")) == (4, None, None)
     dear = outcome(study, accuracies, {"static": 100, "condconv": 110, "wide": 113, "longer": 110})
     assert dear.widened("condconv") is None
+
+
+def test_a_twin_has_the_same_shape(study: Study) -> None:
+    # "static" has the multiply-adds that the row of the arm says its twin has, or it is the twin of another shape.
+    found = outcome(study, {"static": [50.0], "condconv": [51.0]}, {"static": 100, "condconv": 220})
+    assert found.twin("condconv") is None
+
+
+def test_the_readme_has_the_demos_table() -> None:
+    demo = next(study for study in studies() if study.name == "demo")
+    text = README.read_text()
+    assert text == with_demo_table(text, Outcome(demo, demo.finished()))
 
 
 def test_the_page_says_gains_verdicts_and_what_is_missing(study: Study) -> None:

@@ -16,7 +16,7 @@ from condconv.training.building import NetworkBuilder, output_stride
 from condconv.training.config import TrainConfig
 from condconv.training.evaluation import evaluate, latency_ms
 from condconv.training.experiment import require_class_count
-from condconv.training.networks import matching_width, plan_networks
+from condconv.training.networks import matching_width, overhead_advice, plan_networks
 from condconv.training.routing import conditional_layers
 
 
@@ -147,3 +147,40 @@ def test_what_does_not_go_together_is_refused(source: Source) -> None:
         plan_networks(TrainConfig(data="digits", model="condconv_ssd_mobilenetv1_050"), source)
     with pytest.raises(DataError, match="10 classes, and the classifier is to have 1000 .* pass --num-classes 10"):
         require_class_count(TrainConfig(data="digits", num_classes=1000), source)
+
+
+def test_images_smaller_than_the_total_stride_are_refused_before_the_first_step() -> None:
+    source = open_source("digits").limited(20, 20)
+    for model in ("cifar_resnet8", "mobilenetv1_025"):
+        config = TrainConfig(data="digits", model=model, output_stride=16, variant="none")
+        with pytest.raises(ArgumentError, match=rf"input_size=8 is smaller than the total stride of {model}, 16; pass"):
+            plan_networks(config, source)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_routers_are_normalised_where_asked_and_twins_widen_layer_by_layer(norm: bool) -> None:
+    source = open_source("digits").limited(20, 20)
+    config = TrainConfig(
+        data="digits", model="cifar_resnet8", targets="layer", share="none", twin=True, router_norm=norm, num_experts=2
+    )
+    conditional, static, widened = plan_networks(config, source)
+    routers = [module for module in conditional.build().modules() if isinstance(module, Router)]
+    assert len(routers) == 6 and all((router.norm is not None) == norm for router in routers)
+    assert abs(widened.cost.macs / conditional.cost.macs - 1) <= 0.02 < conditional.ratio - 1
+    zoo = TrainConfig(data="digits", model="condconv_mobilenetv1_025", router_norm=True)
+    with pytest.raises(ArgumentError, match="router_norm=True is for conversions"):
+        plan_networks(zoo, source)
+
+
+def test_what_a_limit_of_the_overhead_would_change_is_said_above_8_percent() -> None:
+    source = open_source("digits").limited(20, 20)
+    common = {"data": "digits", "model": "cifar_resnet8", "targets": "layer", "num_experts": 8}
+    config = TrainConfig(**common, output_stride=1)  # type: ignore[arg-type]
+    (said,) = overhead_advice(config, source, plan_networks(config, source))
+    assert "more multiply-adds than its static twin" in said and "the smallest overhead is 0.125" in said
+    large = replace(source, image_size=(32, 32), native=False)
+    config = TrainConfig(**common, output_stride=8)  # type: ignore[arg-type]
+    (said,) = overhead_advice(config, large, plan_networks(config, large))
+    assert "with --max-overhead 0.05 it is" in said
+    for quiet in (replace(config, output_stride=2), replace(config, max_overhead=0.05)):
+        assert not list(overhead_advice(quiet, large, plan_networks(quiet, large)))

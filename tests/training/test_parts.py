@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from condconv.errors import ArgumentError, CheckpointError
+from condconv.errors import ArgumentError, BusyError, CheckpointError
+from condconv.files import remove_temporaries, write_bytes
 from condconv.training import experiment
 from condconv.training.annealing import annealing_steps
 from condconv.training.checkpoint import tensor_mismatches
 from condconv.training.config import TrainConfig
 from condconv.training.console import RunConsole, duration
 from condconv.training.figures import depths
-from condconv.training.files import remove_temporaries, write_bytes
 from condconv.training.interruption import Interrupted, StopRequest
 from condconv.training.networks import find_width
 from condconv.training.run_folder import RunFolder, find_run
@@ -55,7 +55,7 @@ def test_a_file_is_whole_or_as_before(tmp_path: Path) -> None:
     write_bytes(path, b"first")
     # A limit on the size of a file fails a write in the middle, as a full disk does.
     program = (
-        "import resource, signal, sys\nfrom pathlib import Path\nfrom condconv.training.files import write_bytes\n"
+        "import resource, signal, sys\nfrom pathlib import Path\nfrom condconv.files import write_bytes\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "write_bytes(Path(sys.argv[1]), b'x' * 5000)"
     )
@@ -76,7 +76,7 @@ def test_run_folders_are_numbered_locked_and_found(tmp_path: Path) -> None:
     config = TrainConfig(data="digits", name="run", out=str(tmp_path))
     first, second = RunFolder.create(config), RunFolder.create(config)
     assert (first.path.name, second.path.name) == ("run-1", "run-2")
-    with pytest.raises(CheckpointError, match="in use by another process"):
+    with pytest.raises(BusyError, match=f"run-1: in use by process {os.getpid()} on .* since 20"):
         RunFolder.existing(first.path)
     first.close()
     again = RunFolder.existing(first.path)

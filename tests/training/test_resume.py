@@ -25,9 +25,10 @@ from tests.cli.runner import Prepare, condconv, metrics, quick, same_weights, si
 
 # Three steps of two passes in each of two epochs.
 ARGUMENTS = (
-    "train", "--data", "digits", "--variant", "dynamic_convolution", "--num-experts", "2", "--targets",
-    "last 2 blocks", "--output-stride", "8", "--width", "0.5", "--epochs", "2", "--batch-size", "4", "--accumulate",
-    "2", "--limit-train", "26", "--limit-val", "8", "--ema", "0.9", "--mixup", "0.2", "--auto-augment", "rand",
+    "train", "--data", "digits", "--model", "mobilenetv1_025", "--variant", "dynamic_convolution", "--num-experts", "2",
+    "--targets", "last 2 blocks", "--output-stride", "8", "--width", "0.5", "--epochs", "2", "--batch-size", "4",
+    "--accumulate", "2", "--limit-train", "26", "--limit-val", "8", "--ema", "0.9", "--mixup", "0.2",
+    "--auto-augment", "rand",
     "--dropout", "0.2", "--drop-path", "0.2", "--expert-dropout", "0.2", "--optimizer", "rmsproptf", "--lr", "0.01",
     "--schedule", "exponential", "--workers", "0", "--device", "cpu", "--no-report", "--name", "run", "--out",
 )  # fmt: skip
@@ -144,4 +145,10 @@ def test_another_recipe_or_other_classes_are_refused_before_the_first_step(
     config = TrainConfig(data="digits")
     module = ClassificationModule(torch.nn.Identity(), config, num_classes=9, steps_per_epoch=1, global_batch=1)
     with pytest.raises(CheckpointError, match="another run .classes 10 there, 9 here"):
+        require_same_run(path, saved, identity, module)
+    # As a version would have written it that knew no tuning; and then with tuning asked for.
+    del saved["condconv"]["identity"]["tune"]
+    with pytest.raises(CheckpointError, match="another run .classes 10 there, 9 here; tune False there, True here"):
+        require_same_run(path, saved, {**identity, "tune": True}, module)
+    with pytest.raises(CheckpointError, match="another run .classes 10 there, 9 here.;"):
         require_same_run(path, saved, identity, module)

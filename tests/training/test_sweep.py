@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from condconv.cli.main import main
-from condconv.errors import ArgumentError
+from condconv.errors import ArgumentError, BusyError
+from condconv.files import Lock
 from condconv.training import sweep as module
 from condconv.training.interruption import Interrupted, StopRequest
 from condconv.training.study import Row, Study, read_rows, read_study
-from condconv.training.sweep import Busy, RunFailed, Sweep, locked
+from condconv.training.sweep import RunFailed, Sweep
 from tests.training.test_study import write_study
 
 # Writes what `condconv train` writes that a sweep reads, and notes each time it is called.
@@ -127,8 +128,9 @@ def test_asked_to_stop_it_ends_the_run_and_goes_on_with_it_later(tmp_path: Path,
 
 def test_a_run_in_other_hands_is_left_to_them(tmp_path: Path, make: Make) -> None:
     sweep = make()
-    name = sweep._config("static", 0).run_name
-    with locked(tmp_path / "runs" / f"{name}.lock"), pytest.raises(Busy):
+    name = sweep.config("static", 0).run_name
+    (tmp_path / "runs").mkdir(exist_ok=True)
+    with Lock(tmp_path / "runs" / f"{name}.lock", name), pytest.raises(BusyError, match=f"{name}: in use by process"):
         sweep.run(("static", 0))
     sweep.run(("static", 0))
 

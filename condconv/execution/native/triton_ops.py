@@ -1,4 +1,4 @@
-"""The operator `condconv::triton_conv2d`: schema, shape rule, gradient, and how its Triton kernels are launched.
+"""The operator `condconv::triton_depthwise`: schema, shape rule, gradient, and how its Triton kernels are launched.
 
 Importing this module defines the operator and needs torch alone; Triton is imported when the operator first runs.
 """
@@ -21,44 +21,40 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-_ENOUGH_PROGRAMS = 128  # About the number of multiprocessors of a large GPU.
-
 
 torch.library.define(
-    "condconv::triton_conv2d",
-    "(Tensor x, Tensor coefficients, Tensor experts, int[2] stride, int[2] padding, int[2] dilation, int groups)"
+    "condconv::triton_depthwise",
+    "(Tensor x, Tensor coefficients, Tensor experts, int[2] stride, int[2] padding, int[2] dilation)"
     " -> Tensor",
 )
 torch.library.define(
-    "condconv::triton_conv2d_backward",
+    "condconv::triton_depthwise_backward",
     "(Tensor grad, Tensor x, Tensor coefficients, Tensor experts, int[2] stride, int[2] padding, int[2] dilation,"
-    " int groups, bool[3] mask) -> (Tensor, Tensor, Tensor)",
+    " bool[3] mask) -> (Tensor, Tensor, Tensor)",
 )
 
-conv2d = torch.ops.condconv.triton_conv2d
-"""y (B, O, H', W'), channels_last, of x (B, I, H, W); example b's kernel is Σₑ coefficients[b, e] experts[e].
+depthwise = torch.ops.condconv.triton_depthwise
+"""y (B, C, H', W'), channels_last, of x (B, C, H, W); example b's kernel is Σₑ coefficients[b, e] experts[e].
 
-Differentiable once. x is f32, bf16 or f16, and copied where it is not channels_last. Coefficients (B, n) and experts,
-(n, O, I, kh, kw) or depthwise (n, C, 1, kh, kw) with `groups` = C, may have other dtypes: they are mixed in f32 and
-rounded to the dtype of x; products are summed in f32. f32 products follow `torch.backends.cuda.matmul.allow_tf32`.
+Differentiable once. x is f32, bf16 or f16, and copied where it is not channels_last. Coefficients (B, n) and experts
+(n, C, 1, kh, kw) may have other dtypes: they are mixed and multiplied in f32.
 """
 
-conv2d_backward = torch.ops.condconv.triton_conv2d_backward
+depthwise_backward = torch.ops.condconv.triton_depthwise_backward
 """The gradients of x, coefficients and experts; empty where `mask` says that one is not needed.
 
-Mixed kernels are computed again and their gradients spent tile by tile. Only a depthwise convolution, whose kernels are
-small beside x, holds one for each example.
+Kernels are mixed again: they are small beside x.
 """
 
 
-@torch.library.register_fake("condconv::triton_conv2d")
+@torch.library.register_fake("condconv::triton_depthwise")
 def _empty_output(x: Tensor, coefficients: Tensor, experts: Tensor, *geometry: Any) -> Tensor:
-    size = _geometry(*geometry).output_size(x.shape[2:], experts.shape[3:])
+    size = _geometry(x, *geometry).output_size(x.shape[2:], experts.shape[3:])
     shape = (x.shape[0], experts.shape[1], *size)
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-@torch.library.register_fake("condconv::triton_conv2d_backward")
+@torch.library.register_fake("condconv::triton_depthwise_backward")
 def _empty_gradients(
     grad: Tensor, x: Tensor, coefficients: Tensor, experts: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -70,38 +66,32 @@ def _empty_gradients(
     return d_x, d_coefficients, d_experts
 
 
-@torch.library.impl("condconv::triton_conv2d", ("cpu", "cuda"))
-def _conv2d(x: Tensor, coefficients: Tensor, experts: Tensor, *geometry: Any) -> Tensor:
+@torch.library.impl("condconv::triton_depthwise", ("cpu", "cuda"))
+def _depthwise(x: Tensor, coefficients: Tensor, experts: Tensor, *geometry: Any) -> Tensor:
     if x.dtype not in DTYPES:
-        raise argument_error("condconv::triton_conv2d", "x", x.dtype, "must be f32, bf16 or f16", "convert it")
+        raise argument_error("condconv::triton_depthwise", "x", x.dtype, "must be f32, bf16 or f16", "convert it")
     y = _empty_output(x, coefficients, experts, *geometry)
     x, coefficients, experts = _prepared(x), coefficients.float().contiguous(), experts.contiguous()
-    constants = _constants(experts, _geometry(*geometry))
+    constants = _constants(experts, _geometry(x, *geometry))
     with torch.cuda.device_of(x):
-        if geometry[-1] == 1:
-            _mix_and_multiply(x, coefficients, experts, y, constants, back=False)
-        else:
-            _depthwise(x, _mix(coefficients, experts), y, constants, back=False)
+        _convolve(x, _mix(coefficients, experts), y, constants, back=False)
     return y
 
 
-@torch.library.impl("condconv::triton_conv2d_backward", ("cpu", "cuda"))
-def _conv2d_backward(
+@torch.library.impl("condconv::triton_depthwise_backward", ("cpu", "cuda"))
+def _depthwise_backward(
     grad: Tensor, x: Tensor, coefficients: Tensor, experts: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    geometry, mask = _geometry(*arguments[:-1]), arguments[-1]
+    mask = arguments[-1]
     d_x, d_coefficients, d_experts = _empty_gradients(grad, x, coefficients, experts, mask)
     alpha, experts = coefficients.float().contiguous(), experts.contiguous()
     grad, x = _prepared(grad), _prepared(x)
-    constants = _constants(experts, geometry)
+    constants = _constants(experts, _geometry(x, *arguments[:-1]))
     with torch.cuda.device_of(x):
-        if mask[0] and geometry.groups == 1:
-            _mix_and_multiply(grad, alpha, experts, d_x, constants, back=True)
-        elif mask[0]:
-            _depthwise(grad, _mix(alpha, experts), d_x, constants, back=True)
+        if mask[0]:
+            _convolve(grad, _mix(alpha, experts), d_x, constants, back=True)
         if mask[1] or mask[2]:
-            gradient = _mixture_gradient if geometry.groups == 1 else _depthwise_gradient
-            sums = gradient(grad, x, alpha, experts, constants)
+            sums = _gradient(grad, x, alpha, experts, constants)
             d_coefficients = sums[0].to(coefficients.dtype) if mask[1] else d_coefficients
             d_experts = sums[1].to(experts.dtype) if mask[2] else d_experts
     return d_x, d_coefficients, d_experts
@@ -114,15 +104,15 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     mask = list(ctx.needs_input_grad[:3])
-    gradients = conv2d_backward(grad, *ctx.saved_tensors, *ctx.geometry, mask)
-    return (*(g if needed else None for g, needed in zip(gradients, mask, strict=True)), *[None] * 4)
+    gradients = depthwise_backward(grad, *ctx.saved_tensors, *ctx.geometry, mask)
+    return (*(g if needed else None for g, needed in zip(gradients, mask, strict=True)), *[None] * 3)
 
 
-torch.library.register_autograd("condconv::triton_conv2d", _backward, setup_context=_save)
+torch.library.register_autograd("condconv::triton_depthwise", _backward, setup_context=_save)
 
 
-def _geometry(stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int) -> ConvGeometry:
-    return ConvGeometry(tuple(stride), tuple(padding), tuple(dilation), groups)
+def _geometry(x: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> ConvGeometry:
+    return ConvGeometry(tuple(stride), tuple(padding), tuple(dilation), x.shape[1])
 
 
 def _prepared(x: Tensor) -> Tensor:
@@ -130,7 +120,7 @@ def _prepared(x: Tensor) -> Tensor:
 
 
 def _mix(coefficients: Tensor, experts: Tensor) -> Tensor:
-    """Each example's kernel, (B, |W|) in f32: for depthwise convolutions, where it is small beside x."""
+    """Each example's kernel, (B, |W|) in f32."""
     return torch.mm(coefficients, experts.flatten(1).float())
 
 
@@ -142,67 +132,7 @@ def _constants(experts: Tensor, geometry: ConvGeometry) -> dict[str, Any]:
     return {**sizes, "enable_fp_fusion": True}
 
 
-def _precision(x: Tensor) -> dict[str, Any]:
-    """In which dtype and how tiles are multiplied."""
-    import triton.language as tl
-
-    # The interpreter's product does not know bf16: it gets rounded values in f32, which is what the hardware computes.
-    widened = x.dtype == torch.float32 or INTERPRETED
-    operand = tl.float32 if widened else {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[x.dtype]
-    return {"OPERAND": operand, "PRECISION": "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"}
-
-
-def _exact(x: Tensor) -> bool:
-    """Whether products run on the f32 units, which need smaller tiles than tensor cores."""
-    return x.dtype == torch.float32 and not torch.backends.cuda.matmul.allow_tf32
-
-
-def _power_of_2(size: int, low: int, high: int) -> int:
-    """The next power of two, clamped."""
-    return max(low, min(high, 1 << (size - 1).bit_length()))
-
-
-def _mix_and_multiply(
-    x: Tensor, coefficients: Tensor, experts: Tensor, y: Tensor, constants: dict[str, Any], back: bool
-) -> None:
-    """Write y, in tiles of at most 128 positions and 64 channels."""
-    from condconv.execution.native import triton_kernels as kernels
-
-    batch, channels, positions = x.shape[0], y.shape[1], math.prod(y.shape[2:])
-    block_m = _power_of_2(positions, 16, 128)
-    block_n = _power_of_2(channels, 16, 32 if _exact(x) else 64)
-    rows = batch * math.ceil(positions / block_m)
-    while block_n > 16 and rows * math.ceil(channels / block_n) < _ENOUGH_PROGRAMS:
-        block_n //= 2
-    kernels.mix_and_multiply[(rows, math.ceil(channels / block_n))](
-        x, coefficients, experts, y, *x.shape[1:], *y.shape[1:],
-        NUM_EXPERTS=experts.shape[0], BACK=back, **_precision(x), **constants,
-        BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=16 if _exact(x) else 32,
-        num_warps=8 if block_m > 64 else 4, num_stages=2,
-    )  # fmt: skip
-
-
-def _mixture_gradient(
-    grad: Tensor, x: Tensor, coefficients: Tensor, experts: Tensor, constants: dict[str, Any]
-) -> tuple[Tensor, Tensor]:
-    """Gradients of coefficients and experts, in f32; the batch is split where the experts have too few tiles."""
-    from condconv.execution.native import triton_kernels as kernels
-
-    batch, out_channels, depth = x.shape[0], grad.shape[1], math.prod(experts.shape[2:])
-    block_n, block_k = 32, 64
-    grid = math.ceil(out_channels / block_n), math.ceil(depth / block_k)
-    splits = max(1, min(_ENOUGH_PROGRAMS // math.prod(grid), batch))
-    d_coefficients = x.new_empty((math.prod(grid), *coefficients.shape), dtype=torch.float32)
-    d_experts = x.new_zeros((splits, *experts.shape), dtype=torch.float32)
-    kernels.mixture_gradient[(*grid, splits)](
-        grad, x, coefficients, experts, d_coefficients, d_experts, batch, *x.shape[1:], *grad.shape[1:],
-        NUM_EXPERTS=experts.shape[0], **_precision(x), **constants,
-        BLOCK_M=16 if _exact(x) else 32, BLOCK_N=block_n, BLOCK_K=block_k, num_warps=4, num_stages=2,
-    )  # fmt: skip
-    return d_coefficients.sum(0), d_experts[0] if splits == 1 else d_experts.sum(0)
-
-
-def _depthwise(x: Tensor, weight: Tensor, y: Tensor, constants: dict[str, Any], back: bool) -> None:
+def _convolve(x: Tensor, weight: Tensor, y: Tensor, constants: dict[str, Any], back: bool) -> None:
     """Write y for weights (B, C·kh·kw)."""
     from condconv.execution.native import triton_kernels as kernels
 
@@ -213,7 +143,7 @@ def _depthwise(x: Tensor, weight: Tensor, y: Tensor, constants: dict[str, Any], 
     )
 
 
-def _depthwise_gradient(
+def _gradient(
     grad: Tensor, x: Tensor, coefficients: Tensor, experts: Tensor, constants: dict[str, Any]
 ) -> tuple[Tensor, Tensor]:
     """Gradients of coefficients and experts, in f32, of each example's gradient (B, C·kh·kw)."""

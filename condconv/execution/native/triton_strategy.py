@@ -1,4 +1,4 @@
-"""The strategy that mixes and multiplies in one pass on a GPU: no example's kernel is ever in memory."""
+"""The strategy whose depthwise convolutions run in Triton kernels on a GPU."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import importlib.util
 import torch
 from torch import Tensor
 
+from condconv import transforms
 from condconv.execution.closed_forms import mixed_kernel_macs
-from condconv.execution.native.triton_ops import DTYPES, INTERPRETED, conv2d
+from condconv.execution.native.triton_ops import DTYPES, INTERPRETED, depthwise
 from condconv.geometry import ConvGeometry
 from condconv.lowered import Lowered, Mixture
 
@@ -16,7 +17,7 @@ _INSTALLED = importlib.util.find_spec("triton") is not None
 
 
 class Triton:
-    """Dense and depthwise 2-D convolutions on CUDA devices; with TRITON_INTERPRET=1 on any, for tests."""
+    """Depthwise 2-D convolutions on CUDA devices; with TRITON_INTERPRET=1 on any, for tests."""
 
     name = "triton"
     macs = staticmethod(mixed_kernel_macs)
@@ -27,21 +28,21 @@ class Triton:
         if not isinstance(lowered, Mixture):
             return "it needs experts as banks hold them, not mixed yet"
         experts = lowered.experts
-        depthwise = experts.shape[2] == 1 and experts.shape[1] == geometry.groups
-        if geometry.rank != 2 or geometry.transposed or not (geometry.groups == 1 or depthwise):
-            return "it needs a dense or depthwise 2-D convolution that is not transposed"
+        channels = experts.shape[1:3]  # O, I/g
+        if geometry.rank != 2 or geometry.transposed or channels != (geometry.groups, 1):
+            return "it needs a depthwise 2-D convolution that is not transposed"
         if experts.dtype not in DTYPES:
             return f"the experts are {experts.dtype}; it needs f32, bf16 or f16"
         if not _INSTALLED:
             return "Triton is not installed"
         if not (experts.is_cuda or INTERPRETED):
             return f"the experts are on {experts.device}; it needs a CUDA device"
-        return None
+        return transforms.REFUSAL if transforms.transformed() else None
 
     def __call__(self, x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> Tensor:
-        """Return y (B, O, H', W'), channels_last, of x (B, I, H, W), bias left out."""
+        """Return y (B, O, H', W'), channels_last, of x (B, I, H, W) with O = I, bias left out."""
         assert isinstance(lowered, Mixture)
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))  # The experts stay as they are: they are mixed in f32.
         stride, padding, dilation = (list(pair) for pair in (geometry.stride, geometry.padding, geometry.dilation))
-        return conv2d(x, lowered.coefficients, lowered.experts, stride, padding, dilation, geometry.groups)
+        return depthwise(x, lowered.coefficients, lowered.experts, stride, padding, dilation)

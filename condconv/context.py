@@ -1,0 +1,39 @@
+"""What holds for everything that runs inside a `with` block, and for nothing else: neither for other threads nor for
+other tasks of the same event loop.
+
+The values live in a context variable. A task that is started inside the block inherits them, a thread does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class ContextStack(Generic[T]):
+    """The values whose blocks are entered, the innermost last.
+
+    torch.compile traces `values()` and compiles again where they have changed.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._variable: ContextVar[tuple[T, ...]] = ContextVar(name, default=())
+
+    def values(self) -> tuple[T, ...]:
+        """What holds here, the innermost last; empty outside of all blocks."""
+        return self._variable.get()
+
+    @contextlib.contextmanager
+    def holding(self, value: T) -> Iterator[T]:
+        """Let a value hold inside the block."""
+        before = self._variable.get()
+        self._variable.set((*before, value))
+        try:
+            yield value
+        finally:
+            # Not by a token: a generator that holds a block may be closed in another context than it began in.
+            self._variable.set(before)

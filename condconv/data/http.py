@@ -1,0 +1,102 @@
+"""HTTP as this package wants it: no other protocol, no other host, no packed bodies, and an end to all waiting."""
+
+from __future__ import annotations
+
+import email.message
+import os
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+from urllib.parse import urlsplit
+
+from condconv.errors import DataError
+from condconv.limits import limit
+
+REDIRECT_HOSTS = "CONDCONV_REDIRECT_HOSTS"
+"""Environment variable: hosts, by commas, that a server may redirect to besides itself."""
+_MOST_REDIRECTS = 5
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows a redirect to the same host, or to one that the user trusts, and never from https to http."""
+
+    max_redirections = _MOST_REDIRECTS
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        fp.close()
+        old, new = urlsplit(req.full_url), urlsplit(newurl)
+        if new.scheme not in ("http", "https") or (old.scheme == "https" and new.scheme == "http"):
+            raise DataError(f"{req.full_url}: redirects to {newurl}, which is not as safe a protocol; refused")
+        trusted = [host.strip() for host in os.environ.get(REDIRECT_HOSTS, "").split(",")]
+        if new.hostname != old.hostname and new.hostname not in trusted:
+            raise DataError(
+                f"{req.full_url}: redirects to another host, {new.hostname}; where you trust it, set "
+                f"{REDIRECT_HOSTS}={new.hostname}"
+            )
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    opener = urllib.request.OpenerDirector()
+    for kind in (
+        urllib.request.ProxyHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPErrorProcessor,
+        urllib.request.UnknownHandler,
+        _Redirects,
+    ):
+        opener.add_handler(kind())
+    return opener
+
+
+@contextmanager
+def http_get(url: str) -> Iterator[tuple[IO[bytes], int | None]]:
+    """The body of an answer and its length, where the server says it.
+
+    Raises:
+        DataError: a redirect that is not followed, a packed body, or a length that is no number.
+        OSError: of all kinds, as urllib raises them; a silence of `fetch_timeout_s` among them.
+    """
+    request = urllib.request.Request(url, headers={"Accept-Encoding": "identity"})
+    response = _within(limit("fetch_timeout_s"), request)
+    with response:
+        packing = response.headers.get("Content-Encoding", "identity")
+        if packing.strip().lower() not in ("", "identity"):
+            raise DataError(f"{url}: sent packed as {packing!r}, though that was not asked for; the server must not")
+        yield response, _length(url, response.headers)
+
+
+def _within(seconds: int, request: urllib.request.Request) -> Any:
+    """Open a URL; a server that takes longer for its headers, however little it is silent, counts as silent."""
+    outcome: list[Any] = []
+
+    def open_it() -> None:
+        try:
+            outcome.append(_opener().open(request, timeout=seconds))
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=open_it, daemon=True)
+    thread.start()
+    thread.join(2 * seconds)  # for connecting, and for the headers
+    if not outcome:
+        raise TimeoutError(f"no answer within {2 * seconds} s")
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]
+
+
+def _length(url: str, headers: email.message.Message) -> int | None:
+    length = headers.get("Content-Length")
+    if length is None:
+        return None
+    if not (length.isascii() and length.isdigit() and len(length) < 19):
+        raise DataError(f"{url}: says that its length is {length!r}, which is no number of bytes")
+    return int(length)
