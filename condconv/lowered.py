@@ -26,6 +26,11 @@ class Kernels(NamedTuple):
     """(B, O) or None."""
 
     @property
+    def form(self) -> tuple[object, ...]:
+        """What a strategy may be chosen by, beside the image and the geometry: shapes and types, no values."""
+        return "kernels", self.weight.shape, self.weight.dtype
+
+    @property
     def kernel_shape(self) -> tuple[int, ...]:
         """Shape of one example's kernel."""
         return tuple(self.weight.shape[1:])
@@ -40,6 +45,11 @@ class Mixture(NamedTuple):
     """(n, O, I/g, *k), or (n, I, O/g, *k) for a transposed convolution."""
     expert_bias: Tensor | None
     """(n, O) or None; mixed with the same coefficients."""
+
+    @property
+    def form(self) -> tuple[object, ...]:
+        """What a strategy may be chosen by, beside the image and the geometry: shapes and types, no values."""
+        return self.experts.shape, self.experts.dtype
 
     @property
     def num_experts(self) -> int:
@@ -82,6 +92,11 @@ class Packed(NamedTuple):
     groups: int
     threshold: float
     """Experts with |coefficient| <= threshold are left out. That drops a NaN or infinite expert's effect as well."""
+
+    @property
+    def form(self) -> tuple[object, ...]:
+        """What a strategy may be chosen by, beside the image and the geometry: shapes and types, no values."""
+        return "packed", self.packed.shape, self.packed.dtype, self.kernel_shape
 
     @property
     def num_experts(self) -> int:

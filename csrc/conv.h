@@ -35,6 +35,7 @@ struct Bank {
   const float* scale;  // (n, groups · blocks · 16) or null
   int64_t experts;
   int64_t first_block;  // which one `data` begins with
+  bool mixed = false;   // its one expert, of f32, is what each example's kernel is
 };
 
 // The same matrices as a bank's parameters hold them, with strides in elements; row k is (tap, channel), and the taps of a

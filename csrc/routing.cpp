@@ -1,51 +1,79 @@
 // `condconv::pooled_linear`: the logits of a router, the mean of an image over its positions times a matrix. Small enough
-// for one thread and plain loops; one operator in the place of six.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-
+// for plain loops; one operator in the place of six.
+#include <algorithm>
 #include <array>
 #include <vector>
+
+#include "problem.h"
 
 namespace condconv {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
+constexpr int64_t kWorthThread = 64 * 1024;  // numbers to add up that are worth waking another thread
 
-// x (B, C, H, W) f32 channels_last, weight (n, C) and bias (n) f32 → (B, n).
+// Independent sums, which the compiler keeps in registers.
+struct Sums {
+  float parts[8] = {};
+
+  float total() const {
+    float sum = 0;
+    for (const float part : parts) sum += part;
+    return sum;
+  }
+};
+
+float sum_of(const float* from, int64_t count) {
+  Sums sums;
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8)
+    for (int j = 0; j < 8; j++) sums.parts[j] += from[i + j];
+  for (; i < count; i++) sums.parts[0] += from[i];
+  return sums.total();
+}
+
+float product_of(const float* a, const float* b, int64_t count) {
+  Sums sums;
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8)
+    for (int j = 0; j < 8; j++) sums.parts[j] += a[i + j] * b[i + j];
+  for (; i < count; i++) sums.parts[0] += a[i] * b[i];
+  return sums.total();
+}
+
+// The sums over the positions of an image, whose channels lie plane by plane or are neighbours.
+void pool(const float* image, bool planar, int64_t channels, int64_t positions, std::vector<float>& sum) {
+  if (planar) {
+    for (int64_t c = 0; c < channels; c++) sum[c] = sum_of(image + c * positions, positions);
+    return;
+  }
+  std::fill(sum.begin(), sum.end(), 0.0f);
+  for (int64_t p = 0; p < positions; p++, image += channels)
+    for (int64_t c = 0; c < channels; c++) sum[c] += image[c];
+}
+
+// x (B, C, H, W) f32, weight (n, C) and bias (n) f32 → (B, n).
 Tensor pooled_linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
   for (const Tensor* t : {&x, &weight, &bias}) {
     STD_TORCH_CHECK(t->scalar_type() == ScalarType::Float, "condconv::pooled_linear: x, weight and bias must be float32");
   }
   STD_TORCH_CHECK(x.dim() == 4 && weight.dim() == 2 && weight.size(1) == x.size(1) && bias.numel() == weight.size(0),
                   "condconv::pooled_linear: x (B, C, H, W), weight (n, C) and bias (n) must fit");
-  STD_TORCH_CHECK(weight.is_contiguous() && bias.is_contiguous(), "condconv::pooled_linear: weights must be contiguous");
-  const Tensor in = torch::stable::contiguous(x, torch::headeronly::MemoryFormat::ChannelsLast);
+  const bool planar = is_planar(x);
+  const Tensor in = in_layout(x, planar), matrix = dense(weight), added = dense(bias);
   const int64_t batch = x.size(0), channels = x.size(1), positions = x.size(2) * x.size(3), n = weight.size(0);
   const std::array<int64_t, 2> size{batch, n};
   Tensor out = torch::stable::empty(size, ScalarType::Float, std::nullopt, x.device());
-  const float* from = static_cast<const float*>(in.const_data_ptr());
-  const float* w = static_cast<const float*>(weight.const_data_ptr());
-  const float* b = static_cast<const float*>(bias.const_data_ptr());
+  const float *from = floats(in), *w = floats(matrix), *b = floats(added);
   float* to = static_cast<float*>(out.mutable_data_ptr());
-  std::vector<float> sum(channels);
-  for (int64_t e = 0; e < batch; e++) {
-    sum.assign(channels, 0.0f);
-    for (int64_t p = 0; p < positions; p++, from += channels)
-      for (int64_t c = 0; c < channels; c++) sum[c] += from[c];
-    for (int64_t i = 0; i < n; i++) {
-      float parts[8] = {};  // independent sums, which the compiler keeps in registers
-      int64_t c = 0;
-      for (; c + 8 <= channels; c += 8)
-        for (int j = 0; j < 8; j++) parts[j] += sum[c + j] * w[i * channels + c + j];
-      for (; c < channels; c++) parts[0] += sum[c] * w[i * channels + c];
-      float total = 0;
-      for (const float part : parts) total += part;
-      to[e * n + i] = b[i] + total / static_cast<float>(positions);
+  torch::stable::parallel_for(0, batch, kWorthThread / (channels * positions + 1) + 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> sum(channels);
+    for (int64_t e = begin; e < end; e++) {
+      pool(from + e * channels * positions, planar, channels, positions, sum);
+      for (int64_t i = 0; i < n; i++) {
+        to[e * n + i] = b[i] + product_of(sum.data(), w + i * channels, channels) / static_cast<float>(positions);
+      }
     }
-  }
+  });
   return out;
 }
 

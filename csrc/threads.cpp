@@ -74,7 +74,7 @@ void gemm_unpacked(const Gemm& g, const Experts& e, Kernels::Multiply gemm, int6
         k.pack(one, 0, packed + (b * together + c - first) * K * kBlock);
       }
     }
-    part.bank.experts = 1, part.coefficients = ones.data();
+    part.bank.experts = 1, part.bank.mixed = true, part.coefficients = ones.data();
     for (int64_t b = 0; b < examples; b++) {
       part.bank.data = packed + b * together * K * kBlock;
       gemm(part, first, last, b0 + b, b0 + b + 1);

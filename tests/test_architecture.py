@@ -16,7 +16,7 @@ PACKAGE = Path(condconv.__file__).parent
 FLOORS = [
     {
         "errors", "arguments", "context", "files", "limits", "reading", "tables", "registry", "geometry", "machine",
-        "timing",
+        "operators", "timing", "transforms",
     },  # fmt: skip
     {"lowered", "packed"},
     {"routers", "banks", "execution", "observation", "reuse"},

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +68,10 @@ class DenseBank(Bank):
 
     def forward(self, coefficients: Tensor) -> Mixture:
         """Return the lowered form for coefficients (B, n)."""
+        # An nn.Module finds its attributes slowly; parametrised ones are not among its parameters.
+        held: dict[str, Any] = self._parameters
+        if len(held) == 2:
+            return Mixture(coefficients, held["weight"], held["bias"])
         return Mixture(coefficients, self.weight, self.bias)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DenseBank:

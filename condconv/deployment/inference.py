@@ -31,7 +31,6 @@ from condconv.deployment.folding import (
     scaled,
     without_norm,
 )
-from condconv.deployment.fused_router import fuse_routers
 from condconv.errors import ConversionError
 from condconv.layers import ConditionalLayer
 from condconv.packed import STORAGES, all_finite
@@ -114,7 +113,9 @@ def optimize_for_inference(
         made.set_submodule(pair.norm, without_norm(norm))
     folded = tuple(pair.norm for pair in pairs)
     left = tuple(name for name in norms if name not in folded)
-    fuse_routers(made)
+    for module in made.modules():
+        if isinstance(module, Router):
+            module.fold_norm()
     made.requires_grad_(False).zero_grad()
     _store(made, _REST[rest])
     form = InferenceForm(experts, rest, float(skip_below), packed, folded, left)

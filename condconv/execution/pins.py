@@ -16,9 +16,9 @@ from torch import Tensor
 
 from condconv.execution.native import instruction_set
 from condconv.execution.planner import AUTO
-from condconv.execution.transforms import transformed
 from condconv.lowered import Lowered
 from condconv.machine import processor
+from condconv.transforms import transformed
 
 
 class Question(NamedTuple):

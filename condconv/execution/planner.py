@@ -19,10 +19,10 @@ from condconv.execution.mixture_of_experts import MixtureOfExperts
 from condconv.execution.native.strategy import Native, needs_gradient
 from condconv.execution.native.triton_strategy import Triton
 from condconv.execution.reference import Reference
-from condconv.execution.transforms import transformed
 from condconv.geometry import ConvGeometry
 from condconv.lowered import Kernels, Lowered, Mixture, Packed
 from condconv.registry import Registry
+from condconv.transforms import transformed
 
 AUTO = "auto"
 MOST_PLANS = 4096
@@ -121,13 +121,11 @@ def choose(x: Tensor, lowered: Lowered, geometry: ConvGeometry, strategy: str, w
 
 
 def _plan(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> str:
-    """The fastest strategy, as far as is known; what was chosen for unpacked kernels on a CPU is remembered."""
+    """The fastest strategy, as far as is known; what was chosen for a CPU is remembered."""
     compiling, training = torch.compiler.is_compiling(), needs_gradient(x, lowered)
-    if compiling or not x.is_cpu or isinstance(lowered, Packed) or transformed():
+    if compiling or not x.is_cpu or transformed():
         return _fastest(x, lowered, geometry, compiling, training)
-    kernels = lowered.weight if isinstance(lowered, Kernels) else lowered.experts
-    form = type(lowered), kernels.shape, kernels.dtype, geometry
-    question = x.shape, x.stride(1), x.dtype, *form, training
+    question = x.shape, x.stride(1), x.dtype, lowered.form, geometry, training
     answer = _plans.get(question)
     if answer is None:
         if len(_plans) >= MOST_PLANS:

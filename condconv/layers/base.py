@@ -120,13 +120,18 @@ class ConditionalLayer(nn.Module):
                 )
         if batch is None:
             return coefficients
-        if tuple(coefficients.shape) != (batch, self.num_experts):
+        if coefficients.shape != (batch, self.num_experts):
             raise ShapeError(
                 f"{self._where()}: coefficients of shape {tuple(coefficients.shape)} for an input of {batch} examples; "
                 f"they must have shape (B, n) = ({batch}, {self.num_experts})"
                 + ("; a block that regroups its batch needs share=None" if self.scope is not None else "")
             )
         return observe(self, coefficients)
+
+    def _lower(self, coefficients: Tensor) -> Any:
+        """Return what the bank makes of coefficients (B, n)."""
+        bank: Any = self._modules["bank"]  # An nn.Module finds its attributes slowly.
+        return bank(coefficients)
 
     def _convolve(self, x: Tensor, lowered: Mixture | Packed, geometry: ConvGeometry) -> Tensor:
         """X (B, I, *space), already padded → y (B, O, *space); remembers which strategy ran."""

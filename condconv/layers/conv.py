@@ -111,6 +111,9 @@ class _ConditionalConv(ConditionalLayer):
 
     def _check_input(self, x: Tensor) -> None:
         """Refuse an input of the wrong rank, channels or size before torch does."""
+        shape: Sequence[int] = x.shape if isinstance(x, Tensor) and not self._enlarges else ()
+        if len(shape) == self.rank + 2 and shape[1] == self.in_channels and self._is_large(shape[2:]):
+            return
         a_tensor(self._where(), "input", x)
         if x.dim() not in (self.rank + 1, self.rank + 2):
             raise ShapeError(
@@ -124,7 +127,7 @@ class _ConditionalConv(ConditionalLayer):
             )
         if torch.compiler.is_compiling():
             return
-        if not all(map(operator.ge, x.shape[-self.rank :], self._smallest)):
+        if not self._is_large(x.shape[-self.rank :]):
             self._refuse_small(x)
         if self._enlarges:
             self._refuse_large(x)
@@ -155,6 +158,10 @@ class _ConditionalConv(ConditionalLayer):
             f"{self._where()}: input of shape {tuple(x.shape)} is too small for kernel_size={self.kernel_size}, "
             f"padding={self.padding}, dilation={self.dilation}; use larger inputs or more padding"
         )
+
+    def _is_large(self, sizes: Sequence[int]) -> bool:
+        """Whether an image of such sizes has an output; compiled code finds that out by itself."""
+        return torch.compiler.is_compiling() or all(map(operator.ge, sizes, self._smallest))
 
     def _prepadding(self, i: int) -> tuple[int, int]:
         """What the layer itself pads before and after a spatial dimension."""
@@ -199,7 +206,7 @@ class _ConditionalConv(ConditionalLayer):
         coefficients = self._route(x, coefficients, None if tracing else x.shape[0])
         if self._prepad:
             x = F.pad(x, self._prepad, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
-        y = self._convolve(x, self.bank(coefficients), geometry)
+        y = self._convolve(x, self._lower(coefficients), geometry)
         return y.squeeze(0) if single else y
 
     @classmethod

@@ -81,7 +81,7 @@ class ConditionalLinear(ConditionalLayer):
                 coefficients = coefficients.unsqueeze(0)
         columns = _to_columns(x)  # B I P
         coefficients = self._route(columns, coefficients, None if tracing else x.shape[0])
-        y = self._convolve(columns, as_pointwise(self.bank(coefficients)), self.geometry)  # B O P
+        y = self._convolve(columns, as_pointwise(self._lower(coefficients)), self.geometry)  # B O P
         y = _from_columns(y, x)
         return y.squeeze(0) if single else y
 

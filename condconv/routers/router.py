@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,10 @@ from torch.nn import functional as F
 
 from condconv.arguments import MOST_ELEMENTS, a_module, integer, probability
 from condconv.errors import argument_error
+from condconv.operators import available
 from condconv.routers.gates import Gate, drop_experts
 from condconv.routers.normalisation import EPSILON, PooledNorm
+from condconv.transforms import transformed
 
 
 class Router(nn.Module):
@@ -121,18 +124,28 @@ class Router(nn.Module):
             x: (B, C, *space), any number of spatial dimensions, none included.
             previous: (B, m), the previous routing's coefficients, for a hierarchical router.
         """
-        z = _global_average(x, self._linears[0].weight)
+        coefficients = self.gate(self._logits(x, previous))
+        if self.training and self.expert_dropout > 0:
+            coefficients = drop_experts(coefficients, self.expert_dropout, self.gate.renormalises)
+        return coefficients
+
+    def _logits(self, x: Tensor, previous: Tensor | None) -> Tensor:
+        body = self.body
+        first: Any = next(iter(body))  # The linear layer that sees the pooled input.
+        weight, bias = first.weight, first.bias
+        plain = previous is None and self.norm is None and len(body) == 1 and not (self.training and self.dropout)
+        if plain and _fuses(x, weight, bias):
+            logits: Tensor = torch.ops.condconv.pooled_linear.default(x, weight, bias)
+            return logits
+        z = _global_average(x, weight)
         if previous is not None:
             z = torch.cat([z, previous.to(z.dtype)], dim=1)
         if self.norm is not None:
             z = self.norm(z)
         z = F.dropout(z, self.dropout, self.training)
-        for layer in self.body:
+        for layer in body:
             z = _linear(z, layer.weight, layer.bias) if isinstance(layer, nn.Linear) else layer(z)
-        coefficients = self.gate(z)
-        if self.training and self.expert_dropout > 0:
-            coefficients = drop_experts(coefficients, self.expert_dropout, self.gate.renormalises)
-        return coefficients
+        return z
 
     def extra_repr(self) -> str:
         """Show what the sub-modules do not."""
@@ -158,6 +171,19 @@ def _linear(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return F.linear(z, weight.to(z.dtype), bias.to(z.dtype))
     with torch.autocast(device, enabled=False):
         return F.linear(z, weight.to(z.dtype), bias.to(z.dtype))
+
+
+def _fuses(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
+    """Whether one native operator can pool x and multiply: in f32 on a CPU, for inference."""
+    if isinstance(x, torch.fx.Proxy) or torch.compiler.is_exporting():
+        return False
+    if not (x.is_cpu and x.dim() == 4 and available()):
+        return False
+    if x.dtype != torch.float32 or weight.dtype != torch.float32 or torch.autograd.forward_ad._current_level >= 0:
+        return False
+    if transformed():
+        return False
+    return not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad))
 
 
 # FX records these as one call each: what they ask of dtypes and ranks cannot be traced through.

@@ -60,7 +60,7 @@ def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("condconv.machine.processor", lambda: name)
     monkeypatch.setattr("condconv.execution.native.instruction_set", lambda: instructions)
     if instructions == "none":
-        monkeypatch.setattr("condconv.execution.native.library._LOAD_ERROR", "no such instructions")
+        monkeypatch.setattr("condconv.operators._LOAD_ERROR", "no such instructions")
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
     forget()
     yield name

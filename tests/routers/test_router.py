@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 import condconv
 from condconv.routers import PooledLinear, SqueezeExcite
@@ -67,3 +68,22 @@ def test_routers_accept_any_number_of_spatial_dimensions() -> None:
     x = torch.randn(4, 3)
     for space in [(), (1,), (1, 1), (1, 1, 1)]:
         torch.testing.assert_close(router(x.reshape(4, 3, *space)), router(x))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_without_a_gradient_the_coefficients_are_the_same(layout: torch.memory_format) -> None:
+    router = PooledLinear(5, 3)
+    x = torch.randn(4, 5, 6, 7).to(memory_format=layout)
+    with torch.no_grad():
+        coefficients = router(x)
+    torch.testing.assert_close(coefficients, router(x).detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(torch.vmap(router)(x.unsqueeze(1)).squeeze(1), router(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")  # Torch itself.
+def test_a_forward_derivative_needs_no_gradient_mode() -> None:
+    router, x, tangent = PooledLinear(5, 3), torch.randn(4, 5, 6, 7), torch.randn(4, 5, 6, 7)
+    with torch.no_grad(), forward_ad.dual_level():
+        derivative = forward_ad.unpack_dual(router(forward_ad.make_dual(x, tangent))).tangent
+    _, expected = torch.func.jvp(router, (x,), (tangent,))
+    torch.testing.assert_close(derivative, expected)

@@ -1,5 +1,5 @@
 """Compiled kernels: the C++ operators of csrc/ and the strategy that runs them."""
 
-from condconv.execution.native.library import available, built, cpu_features, instruction_set, load_error
+from condconv.operators import available, built, cpu_features, instruction_set, load_error
 
 __all__ = ["available", "built", "cpu_features", "instruction_set", "load_error"]

@@ -1,20 +1,13 @@
-"""The compiled operators: loading them, and what torch must know of them besides their kernels.
+"""What torch must know of the compiled operators besides their kernels: shapes, gradients, floating-point operations.
 
-    condconv::conv2d          experts as the bank holds them, differentiable
-    condconv::conv2d_packed   experts in the layout of `condconv.packed`, for inference
-    condconv::pooled_linear   a router's logits, for inference
-
-The first two mix the kernels of a few examples panel by panel in cache and multiply at once; B·|W| is never in memory.
-Second derivatives are taken of plain torch.
+The convolutions mix the kernels of a few examples panel by panel in cache and multiply at once; B·|W| is never in
+memory. Second derivatives are taken of plain torch.
 """
 
 from __future__ import annotations
 
 import math
-import os
-import platform
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,39 +16,7 @@ from torch import Tensor
 from condconv.execution.grouped import Grouped
 from condconv.geometry import ConvGeometry
 from condconv.lowered import Mixture
-from condconv.machine import processor_flags
-
-
-def load_error() -> str | None:
-    """Return why the operators cannot be used, or None if they can; they are loaded with this module."""
-    return _LOAD_ERROR
-
-
-def available() -> bool:
-    """Whether the operators can be used on this machine."""
-    return load_error() is None
-
-
-def built() -> bool:
-    """Whether the operators were compiled and loaded, even if the CPU or the environment keeps them from being used."""
-    return hasattr(torch.ops.condconv, "instruction_set")
-
-
-def instruction_set() -> str:
-    """Return what the operators use: "amx" (AMX where x is bf16, AVX-512 elsewhere), "avx512", "avx2" or "none".
-
-    The environment's CONDCONV_ISA=avx512|avx2|none asks for less than the CPU has.
-    """
-    return torch.ops.condconv.instruction_set() if available() else "none"
-
-
-def cpu_features() -> list[str]:
-    """Return the vector extensions that this CPU has, of those that matter here."""
-    flags = processor_flags()
-    if not flags:
-        return [getattr(torch.backends.cpu, "get_cpu_capability", lambda: "unknown")()]
-    names = {"AVX2": "avx2", "AVX512": "avx512f", "AVX512_BF16": "avx512_bf16", "AMX_BF16": "amx_bf16"}
-    return [name for name, flag in names.items() if flag in flags]
+from condconv.operators import built
 
 
 def _layout(x: Tensor) -> torch.memory_format:
@@ -152,7 +113,7 @@ def _flops(x: Sequence[int], experts: int, kernel_shape: Sequence[int], geometry
 
 
 def _describe() -> None:
-    """Tell torch shapes, gradients and floating-point operations of the operators that were just loaded."""
+    """Tell torch shapes, gradients and floating-point operations of the operators."""
     from torch.utils.flop_counter import register_flop_formula  # It imports Triton where that is installed.
 
     torch.library.register_fake("condconv::conv2d", _conv2d_fake)
@@ -178,20 +139,5 @@ def _describe() -> None:
         return _flops(x, experts[0], experts[1:], _geometry(*arguments[:4])) * (2 if arguments[4] else 1)
 
 
-def _load() -> str | None:
-    files = sorted(Path(__file__).parent.glob("_ops*.so"))
-    if not files:
-        return "the operator was not built: there was no C++ compiler when condconv was installed"
-    try:
-        torch.ops.load_library(str(files[0]))
-    except OSError as error:
-        return f"{files[0].name} was built for another torch and cannot be loaded ({error}); install condconv again"
+if built():
     _describe()
-    if torch.ops.condconv.instruction_set() == "none":
-        if os.environ.get("CONDCONV_ISA") == "none":
-            return "CONDCONV_ISA=none of the environment turns the operator off"
-        return f"this CPU ({platform.machine()}) has neither AVX2 nor AVX-512"
-    return None
-
-
-_LOAD_ERROR = _load()

@@ -8,19 +8,29 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from condconv import transforms
 from condconv.errors import StrategyError
-from condconv.execution import transforms
 from condconv.execution.closed_forms import batch_of
-from condconv.execution.native import library
+from condconv.execution.native import library  # noqa: F401 (it tells torch what the operators are)
 from condconv.geometry import ConvGeometry
 from condconv.lowered import Kernels, Lowered, Packed
+from condconv.operators import load_error
 
 _FLOATS = (torch.float32, torch.bfloat16)
 
 
 def needs_gradient(x: Tensor, lowered: Lowered) -> bool:
     """Whether autograd will follow the convolution of x with them."""
-    return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in (x, *lowered))
+    if not torch.is_grad_enabled():
+        return False
+    return x.requires_grad or any(isinstance(t, Tensor) and t.requires_grad for t in lowered)
+
+
+def _differentiated(x: Tensor, lowered: Lowered) -> bool:
+    """Whether torch has to know what the operator does with x and them."""
+    if torch.compiler.is_compiling() or torch.autograd.forward_ad._current_level >= 0:
+        return True
+    return needs_gradient(x, lowered) or transforms.transformed()
 
 
 class Native:
@@ -46,17 +56,16 @@ class Native:
             return f"the experts are on {experts.device}; it needs a CPU"
         if not isinstance(lowered, Packed) and experts.dtype not in _FLOATS:
             return f"the experts are {experts.dtype}; it needs float32 or bfloat16"
-        return transforms.REFUSAL if transforms.transformed() else library.load_error()
+        return transforms.REFUSAL if transforms.transformed() else load_error()
 
     def __call__(self, x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> Tensor:
         """Return y (B, O, *space) in the memory format of x (B, I, *space), with the bias."""
         assert not isinstance(lowered, Kernels)
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))  # The experts stay as they are: they are mixed in f32.
-        line = geometry.rank == 1
-        shape, stride, padding, dilation = lowered.kernel_shape, geometry.stride, geometry.padding, geometry.dilation
-        if line:  # An image of one row.
-            x, shape = x.unsqueeze(2), (*shape[:2], 1, *shape[2:])
+        if torch.is_autocast_enabled("cpu"):
+            x = x.to(torch.get_autocast_dtype("cpu"))  # The experts stay as they are: they are mixed in f32.
+        stride, padding, dilation = geometry.stride, geometry.padding, geometry.dilation
+        if line := len(stride) == 1:  # An image of one row.
+            x = x.unsqueeze(2)
             stride, padding, dilation = (1, *stride), (0, *padding), (1, *dilation)
         if isinstance(lowered, Packed):
             if needs_gradient(x, lowered):
@@ -64,13 +73,19 @@ class Native:
                     "strategy='native': packed experts are for inference and have no gradient; run under "
                     "torch.no_grad(), or use strategy='auto'"
                 )
-            y = torch.ops.condconv.conv2d_packed(
+            shape = (*lowered.kernel_shape[:2], 1, *lowered.kernel_shape[2:]) if line else lowered.kernel_shape
+            y = torch.ops.condconv.conv2d_packed.default(
                 x, lowered.coefficients, lowered.packed, lowered.scale, lowered.expert_bias, lowered.shift, shape,
                 stride, padding, dilation, geometry.groups, lowered.threshold,
             )  # fmt: skip
         else:
             experts = lowered.experts.unsqueeze(3) if line else lowered.experts
-            y = torch.ops.condconv.conv2d(x, lowered.coefficients, experts, stride, padding, dilation, geometry.groups)
+            arguments = x, lowered.coefficients, experts, stride, padding, dilation, geometry.groups
+            if _differentiated(x, lowered):
+                y = torch.ops.condconv.conv2d.default(*arguments)
+            else:  # The way to a derivative is Python's, and takes longer than a small convolution.
+                with torch._C._AutoDispatchBelowAutograd():
+                    y = torch.ops.condconv.conv2d.default(*arguments)
             bias = lowered.bias
             y = y if bias is None else y + bias.to(y.dtype).reshape(*bias.shape, 1, 1)
         return y.squeeze(2) if line else y

@@ -7,7 +7,7 @@ import importlib.util
 import torch
 from torch import Tensor
 
-from condconv.execution import transforms
+from condconv import transforms
 from condconv.execution.closed_forms import mixed_kernel_macs
 from condconv.execution.native.triton_ops import DTYPES, INTERPRETED, depthwise
 from condconv.geometry import ConvGeometry
