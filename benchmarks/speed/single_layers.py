@@ -5,7 +5,7 @@
 Training steps (forward and backward, gradients of input, coefficients and experts) of layers as small networks have
 them: 3x3 with 16 to 64 channels at 4 to 56 positions a side, 1x1 and depthwise ones, batches 16 to 128. Forward passes
 of shapes that no table has, batch 1 included. Eight experts. Each instruction set of this CPU is measured in processes
-of their own, with one thread and with two. The static convolution and timm's layer run in both layouts, and each row is
+of their own, with one thread. The static convolution and timm's layer run in both layouts, and each row is
 relative to the faster layout of either.
 """
 
@@ -28,7 +28,7 @@ from condconv.layers.base import last_strategy
 from condconv.timing import Call, Timing, measure
 
 EXPERTS = 8
-THREADS = (1, 2)
+THREADS = (1,)
 COLUMNS = (
     "cell", "instructions", "work", "kind", "kernel_size", "in_channels", "out_channels", "size", "batch", "groups",
     "stride", "layout", "strategy", "static_ms", "timm_ms", "ours_ms", "ratio", "ratio_p10", "ratio_p90", "timm_ratio",

@@ -104,7 +104,7 @@ def layers(group: str, storage: str = "f32") -> Callable[[Results], Measured]:
 def single(
     work: str, instructions: str, kinds: Sequence[str] = ("dense", "pointwise", "depthwise")
 ) -> Callable[[Results], Measured]:
-    """The geometric mean of single layers of the training form, both memory layouts, one thread and two."""
+    """The geometric mean of single layers of the training form, in both memory layouts."""
 
     def measured(results: Results) -> Measured:
         lines = select(results.single_layers, work=work, instructions=instructions)
