@@ -137,7 +137,9 @@ def _is_inside(name: str, source: str) -> bool:
 def _source_shape(survey: Survey, source: str, first: Site) -> tuple[int, int, bool] | str:
     """Return (channels, spatial rank, channels last) of the source's input, or why it cannot feed a router."""
     block = survey.blocks.get(source)
-    member = survey.sites[block.layers[0]] if block is not None else first
+    # Outside of blocks, the first layer inside of the source meets its input, whether it is converted or not.
+    inside = next((site for name, site in survey.sites.items() if _is_inside(name, source)), first)
+    member = survey.sites[block.layers[0]] if block is not None else inside
     layer = cast(Any, member.module)
     linear = member.kind == "linear"
     channels = layer.in_features if linear else layer.in_channels

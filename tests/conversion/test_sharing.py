@@ -46,6 +46,13 @@ def test_for_the_network_from_the_first_block() -> None:
     assert net.blocks[0].router.body[-1].weight.grad is not None
 
 
+def test_for_a_network_without_blocks_the_router_sees_what_the_first_layer_sees() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    made = condconv.convert(net, targets=["depthwise", "pointwise"], share="network", num_experts=2)
+    assert routers(made) == ["router"] and made.router.in_channels == 3
+    assert made(torch.randn(2, 3, 9, 9)).shape == (2, 4, 5, 5)
+
+
 def test_layers_before_the_source_route_for_themselves() -> None:
     plan = condconv.plan(Net(), targets=["stem", "conv"], share={"all": "stem|conv"}, input_size=SIZE)
     net = plan.apply()
