@@ -102,7 +102,7 @@ def ranking(shape: Shape, instructions: str) -> tuple[str, ...]:
 
     None for a kind that was fitted for no instruction set.
     """
-    field = next(filter(None, (_field(question) for question in questions(shape, instructions))), None)
+    field = next(filter(None, map(_table().get, questions(shape, instructions))), None)
     if field is None:
         return ()
     slowness = field.slowness(place_of([getattr(shape, size) for size in SIZES]))
@@ -135,10 +135,6 @@ def covariance(place: Sequence[float], other: Sequence[float]) -> float:
 def place_of(sizes: Sequence[float]) -> tuple[float, ...]:
     """Where sizes lie: weighted logarithms, between which distances are taken."""
     return tuple(weight * math.log2(max(size, 1)) for weight, size in zip(SIZES.values(), sizes, strict=True))
-
-
-def _field(question: Question) -> Field | None:
-    return _table().get(question)
 
 
 @functools.cache

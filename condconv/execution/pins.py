@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from condconv.execution.native import instruction_set
+from condconv.execution.native.strategy import needs_gradient
 from condconv.execution.planner import AUTO
 from condconv.lowered import Lowered
 from condconv.machine import processor
@@ -55,7 +56,7 @@ def question(x: Tensor, lowered: Lowered) -> Question:
         x.dtype,
         torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None,
         type(lowered).__name__,
-        torch.is_grad_enabled() and (x.requires_grad or any(part.requires_grad for part in tensors(lowered))),
+        needs_gradient(x, lowered),
         torch.get_num_threads() if device.type == "cpu" else 0,
     )
 
