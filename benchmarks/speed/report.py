@@ -28,7 +28,7 @@ How long conditional networks take beside their static twins, measured in the sa
 (channels_last), same folding of batch norms, same number of threads. `timm` is timm's implementation in that run, whose
 batch norms cannot be folded into its experts. Contenders take turns in bursts; a ratio is the median of the ratios of
 the turns, with the 10th and 90th percentile behind it. A turn in which the hypervisor gave more than 3 % of the
-processors to other guests is measured again.
+processors to other guests is measured again, and so is, once, one that differs by more than 30 % from the others.
 
 *Multiply-adds* is the ratio of multiply-adds, and *roofline* what the ratio would be if both networks ran at the limit
 of the machine: max((convolution + mixing) / peak, bytes of the bank / bandwidth), over the same for the static one.
@@ -39,7 +39,7 @@ are measured at the start of each run.
 REPEAT = """## How to repeat it
 
 ```bash
-make bench        # measures everything and writes this page: about a quarter of an hour on two quiet cores
+make bench        # measures everything and writes this page: the better part of an hour on two quiet cores
 make bench-docs   # writes this page from the results again
 ```
 
