@@ -70,7 +70,7 @@ class DenseBank(Bank):
         """Return the lowered form for coefficients (B, n)."""
         # An nn.Module finds its attributes slowly; parametrised ones are not among its parameters.
         held: dict[str, Any] = self._parameters
-        if len(held) == 2:
+        if "weight" in held and "bias" in held:
             return Mixture(coefficients, held["weight"], held["bias"])
         return Mixture(coefficients, self.weight, self.bias)
 
