@@ -139,6 +139,8 @@ def test_what_torch_cannot_do_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 def interrupt_second_cell() -> None:
     """Ctrl-C comes while the second cell is measured."""
     quick()
+    # Where the tests themselves run in the background, their children would ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     cell_rows, done = Benchmark.rows, []
 
     def measured(self: Benchmark, cell: Cell) -> list[dict[str, object]]:
