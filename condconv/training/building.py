@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import nn
 
+from condconv.coefficients import Slices
 from condconv.conversion import convert
 from condconv.conversion.apply import conditional_layers
 from condconv.data import Source
@@ -19,6 +20,7 @@ from condconv.models import create_model, initialise_experts, load_weights, stat
 from condconv.models.specs import SPECS
 from condconv.models.ssd import DETECTORS
 from condconv.routers import PooledNorm, Router, SigmoidGate, SoftmaxGate
+from condconv.site import ConvSite
 from condconv.training.config import SMALL_INPUT, SMALL_INPUT_STRIDES, SMALLEST_MAP, TrainConfig
 from condconv.training.run_folder import RunFolder
 from condconv.variants import Share, variants
@@ -114,17 +116,17 @@ class NetworkBuilder:
             return int(share)
         return "block" if share == "block" else "network" if share == "network" else None
 
-    def _router(self) -> RouterFactory:
-        make, gate, norm = variants[self.variant].router, self.config.gate, self.config.router_norm
+    def _router(self) -> RouterFactory | None:
+        design, gate, norm = variants[self.variant].design, self.config.gate, self.config.router_norm
         if gate is None and not norm:
-            return make
+            return None
 
-        def changed(in_channels: int, num_experts: int) -> Router:
-            router = make(in_channels, num_experts)
+        def changed(site: ConvSite, slices: Slices) -> Router:
+            router = design.make_router(site, slices, {})
             if gate is not None:
                 router.gate = _GATES[gate]()
             if norm:
-                router.norm = PooledNorm(in_channels)
+                router.norm = PooledNorm(site.in_channels)
             return router
 
         return changed
@@ -158,6 +160,6 @@ def _scale(model: nn.Module, config: TrainConfig) -> None:
     for module in model.modules():
         if isinstance(module, Router):
             module.expert_dropout = config.expert_dropout
-            cast(Tensor, module.body[-1].weight).mul_(config.router_init_scale)
+            module.multiply(config.router_init_scale)
     for _, layer in conditional_layers(model):
-        layer.weight.mul_(config.expert_init_scale)
+        layer.bank.multiply(config.expert_init_scale)

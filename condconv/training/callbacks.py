@@ -11,7 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from condconv.routers.gates import SoftmaxGate
+from condconv.routers import annealed_gates
 from condconv.training.module import Batch, ClassificationModule
 from condconv.training.routing import routed_together
 
@@ -114,7 +114,7 @@ class EpochRows(pl.Callback):
         assert isinstance(pl_module, ClassificationModule)
         pl_module.require_finite(int(trainer.num_training_batches) - 1)
         self._seconds += self._lap()
-        temperature = next((float(m.temperature) for m in pl_module.modules() if isinstance(m, SoftmaxGate)), "")
+        temperature = next((gate.value for gate in annealed_gates(pl_module)), "")
         self.rows.append(
             {
                 "network": self.network,

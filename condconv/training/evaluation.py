@@ -59,7 +59,7 @@ def evaluate(
         if layers:
             with record_routing(network) as routing:
                 logits = network(images.to(device))
-            statistics_.update(routing, labels)
+            statistics_.update(routing.parts(), labels)
         else:
             logits = network(images.to(device))
         keep = labels != IGNORED

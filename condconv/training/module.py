@@ -197,7 +197,7 @@ class ClassificationModule(pl.LightningModule):
         else:
             with record_routing(self.result) as routing:
                 logits = self.result(images)
-            self.routing.update(routing, labels)
+            self.routing.update(routing.parts(), labels)
         keep = labels != IGNORED
         if not bool(keep.any()):
             return

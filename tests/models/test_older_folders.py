@@ -1,4 +1,4 @@
-"""Folders that version 0.1.0 saved, when every layer had one bank and (B, n) coefficients, load and compute the same."""
+"""Folders that version 0.1.0 saved, when all coefficients were (B, n), load and compute the same."""
 
 from __future__ import annotations
 

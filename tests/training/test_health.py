@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from condconv import CondConv2d
 from condconv.errors import NonFiniteError
 from condconv.routers import attach_scope
 from condconv.training.callbacks import EpochRows, router_columns
@@ -11,7 +12,6 @@ from condconv.training.config import TrainConfig
 from condconv.training.health import HealthWarnings
 from condconv.training.module import ClassificationModule
 from condconv.training.routing import RoutingStatistics, normalised_entropy, routed_together
-from condconv.variants import CondConv2d
 
 
 def test_statistics_equal_a_naive_computation() -> None:

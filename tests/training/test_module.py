@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from condconv import DynamicConv2d
 from condconv.training.config import TrainConfig
 from condconv.training.module import ClassificationModule
-from condconv.variants import DynamicConv2d
 
 
 def module(**settings: object) -> ClassificationModule:
