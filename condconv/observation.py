@@ -201,6 +201,8 @@ class _Override:
 
     def see(self, name: str, layer: nn.Module, coefficients: Tensor) -> Tensor:
         span = slice(0, coefficients.shape[1]) if self.part is None else _span(layer, self.part)
+        if span.stop == span.start:
+            return coefficients  # The layer has no such slice.
         before = coefficients[:, span]
         replaced = a_tensor(name, "override_routing's result", self.intervention(name, before))
         if replaced.shape != before.shape:

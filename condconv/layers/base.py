@@ -107,6 +107,14 @@ class ConditionalLayer(nn.Module):
         """The experts' biases of a dense bank, (n, O), or None: `layer.bank.bias`."""
         return self.bank.bias  # type: ignore[return-value]
 
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Refuse what pruning and weight normalisation would put beside the bank's own parameters."""
+        if name.startswith(("weight", "bias")):
+            rule = "is a parameter of layer.bank, and only read here"
+            remedy = "apply it to layer.bank, by the names of layer.bank.named_parameters()"
+            raise argument_error(self._where(), "name", name.partition("_")[0], rule, remedy)
+        super().register_parameter(name, param)
+
     def _where(self) -> str:
         return f"{self.path} ({type(self).__name__})" if getattr(self, "path", "") else type(self).__name__
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from types import MethodType
 from typing import Any, Literal
 
 import torch
@@ -166,8 +167,11 @@ class Router(nn.Module):
         body = self.body
         first: Any = next(iter(body))  # The linear layer that sees the pooled input.
         weight, bias = first.weight, first.bias
+        quantised = type(weight) is MethodType
+        if quantised:  # Dynamically, by torch: it takes f32.
+            weight = torch.empty(0)
         plain = previous is None and self.norm is None and len(body) == 1 and not (self.training and self.dropout)
-        if plain and _fuses(x, weight, bias):
+        if plain and not quantised and _fuses(x, weight, bias):
             logits: Tensor = torch.ops.condconv.pooled_linear.default(x, weight, bias)
             return logits
         z = _global_average(x, weight)

@@ -18,6 +18,7 @@ from condconv.counting import count
 from condconv.counting.executed import DispatchCount, WatchExecution
 from condconv.counting.trace import Recorder
 from condconv.errors import ConversionError
+from condconv.observation import interventions
 from condconv.variants import variants
 from tests.contract.cases import MIXTURES, OTHERS, example_input, example_layer, name_of, serving
 
@@ -225,6 +226,9 @@ def test_wrong_coefficients_and_arguments_are_named(cls: Any) -> None:
     part = layer.slices.names[0]
     with condconv.override_routing(layer, lambda _, given: given * 0, part), condconv.record_routing(layer) as routing:
         layer(x)
+    for how in interventions:
+        with condconv.override_routing(layer, how):
+            assert layer(x).isfinite().all()
     span = layer.slices.span(part)
     assert not routing[""][:, span].any() and routing[""].shape[1] == layer.num_coefficients
 
