@@ -25,10 +25,10 @@ from PIL import Image
 from benchmarks.speed.machine import description
 from condconv.data import Source, open_source
 from condconv.data.sharding import write_shards
-from condconv.training.config import TrainConfig
+from condconv.runs.config import TrainConfig
 from condconv.training.datamodule import SourceDataModule, default_workers
 from condconv.training.experiment import resolve_device
-from condconv.training.networks import plan_networks
+from condconv.runs.networks import plan_networks
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "loader.csv"

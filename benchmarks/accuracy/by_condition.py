@@ -16,11 +16,11 @@ import torch
 
 from condconv.data import ImageView
 from condconv.files import write_text
-from condconv.training.evaluation import evaluate
-from condconv.training.interruption import StopRequest
-from condconv.training.study import Study, read_study
-from condconv.training.sweep import Sweep, find_finished, network_of
-from condconv.training.trained import load_trained
+from condconv.evaluation.validation import evaluate
+from condconv.signals import StopRequest
+from condconv.studies.study import Study, read_study
+from condconv.studies.sweep import Sweep, find_finished, network_of
+from condconv.runs.trained import load_trained
 
 HELD_OUT = ("noisy:1.5", "noisy:2", "blurred")
 COLUMNS = ("study", "arm", "seed", "condition", "seen", "top1_pct")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from scipy.stats import t as student_t
 
-from condconv.training.study import START_FROM, WIDENED_TO, Cell, Claim, Row, Study
+from condconv.studies.study import START_FROM, WIDENED_TO, Cell, Claim, Row, Study
 
 CONFIDENCE = 0.95
 SAME_COST = 0.02

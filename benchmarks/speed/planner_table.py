@@ -28,7 +28,7 @@ from benchmarks.speed.results import RESULTS, arguments, read, table
 from condconv.execution import execute, strategies
 from condconv.geometry import ConvGeometry
 from condconv.lowered import Mixture
-from condconv.machine import processor
+from condconv.cpu_info import processor
 
 TABLE = RESULTS / "planner.csv"
 STRATEGIES = [name for name in strategies if name not in ("reference", "triton")]

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from condconv.benchmarking import memory
 from condconv.benchmarking.networks import CONDITIONAL, STATIC, TUNED, rivals, strategies_of
-from condconv.deployment import optimize_for_inference
+from condconv.inference import optimize_for_inference
 from condconv.errors import ArgumentError, CondConvError
 from condconv.execution import machine_of
-from condconv.machine import processor
+from condconv.cpu_info import processor
 from condconv.timing import Call, Timing, finished, measure
 from condconv.tuning import tune
 

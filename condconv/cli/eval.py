@@ -36,11 +36,11 @@ def run(arguments: Sequence[str]) -> int:
 
     # Imported here: --help and wrong options answer without loading timm and matplotlib.
     from condconv.data import open_source
-    from condconv.inference.assessment import assess
-    from condconv.inference.evaluation_report import headline, write_evaluation
+    from condconv.evaluation.evaluate import assess
+    from condconv.evaluation.report import headline, write_evaluation
     from condconv.training.datamodule import default_workers
     from condconv.training.experiment import resolve_device
-    from condconv.training.run_folder import RunFolder
+    from condconv.runs.folder import RunFolder
 
     device = resolve_device(settings.device)
     data = settings.data or RunFolder(Path(settings.model).expanduser()).read_config().data

@@ -30,7 +30,7 @@ def run(arguments: Sequence[str]) -> int:
 
     # Imported here: --help and wrong options answer without loading timm.
     from condconv.data.inputs import open_inputs
-    from condconv.inference.prediction import check_format, predict
+    from condconv.evaluation.predict import check_format, predict
     from condconv.training.datamodule import default_workers
     from condconv.training.experiment import resolve_device
 

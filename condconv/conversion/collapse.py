@@ -17,7 +17,7 @@ from condconv.conversion.apply import conditional_layers, origin_of, refuse_infe
 from condconv.counting.trace import evaluating
 from condconv.errors import ConversionError, argument_error
 from condconv.layers import ConditionalLayer
-from condconv.observation import record_routing
+from condconv.routing_hooks import record_routing
 from condconv.routers import detach_scopes
 
 _log = logging.getLogger("condconv")

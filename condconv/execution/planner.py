@@ -22,7 +22,7 @@ from condconv.execution.reference import Reference
 from condconv.geometry import ConvGeometry
 from condconv.lowered import Kernels, Lowered, Mixture, Packed
 from condconv.registry import Registry
-from condconv.transforms import transformed
+from condconv.func_transforms import transformed
 
 AUTO = "auto"
 MOST_PLANS = 4096

@@ -22,7 +22,7 @@ from condconv.errors import RoutingError, ShapeError, argument_error
 from condconv.execution import AUTO, Pins, check_strategy, choose, execute, pinned
 from condconv.geometry import ConvGeometry
 from condconv.lowered import Mixture, Packed
-from condconv.observation import observe
+from condconv.routing_hooks import observe
 from condconv.reuse import reuse
 from condconv.routers import Router, RoutingScope
 

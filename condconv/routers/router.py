@@ -22,7 +22,7 @@ from condconv.errors import argument_error
 from condconv.operators import available
 from condconv.routers.gates import Gate, drop_experts
 from condconv.routers.normalisation import EPSILON, PooledNorm
-from condconv.transforms import transformed
+from condconv.func_transforms import transformed
 
 
 class Router(nn.Module):

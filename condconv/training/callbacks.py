@@ -13,7 +13,7 @@ import torch
 
 from condconv.routers.gates import SoftmaxGate
 from condconv.training.module import Batch, ClassificationModule
-from condconv.training.routing import routed_together
+from condconv.evaluation.routing import routed_together
 
 
 class DamagedImages(pl.Callback):

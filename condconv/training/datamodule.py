@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from condconv.data import EpochSampler, ImageView, MixupView, Source
-from condconv.training.config import TrainConfig
-from condconv.training.interruption import leave_signals_to_parent
+from condconv.runs.config import TrainConfig
+from condconv.signals import leave_signals_to_parent
 
 
 def default_workers(source: Source) -> int:

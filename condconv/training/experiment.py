@@ -21,19 +21,19 @@ from condconv.errors import ArgumentError, DataError
 from condconv.registry import unknown_name_message
 from condconv.training.callbacks import DamagedImages, EpochRows, Row
 from condconv.training.checkpoint import AtomicCheckpointIO, CheckpointKeeper, read_checkpoint, require_same_run
-from condconv.training.config import DEVICES, PRECISIONS, TrainConfig
+from condconv.runs.config import DEVICES, PRECISIONS, TrainConfig
 from condconv.training.console import RunConsole
 from condconv.training.datamodule import SourceDataModule, default_workers
-from condconv.training.evaluation import evaluate, latency_ms
+from condconv.evaluation.validation import evaluate, latency_ms
 from condconv.training.health import HEALTH_COLUMNS, HealthWarnings
-from condconv.training.interruption import StopRequest
+from condconv.signals import StopRequest
 from condconv.training.module import ClassificationModule
-from condconv.training.networks import NetworkSpec, overhead_advice, plan_networks
+from condconv.runs.networks import NetworkSpec, overhead_advice, plan_networks
 from condconv.training.optimization import peak_learning_rate
-from condconv.training.report import NetworkResult, save_weights, write_report
-from condconv.training.routing import conditional_layers
-from condconv.training.routing_report import RoutingFound, RoutingImages, routing_report
-from condconv.training.run_folder import RunFolder
+from condconv.runs.report import NetworkResult, save_weights, write_report
+from condconv.evaluation.routing import conditional_layers
+from condconv.runs.routing_report import RoutingFound, RoutingImages, routing_report
+from condconv.runs.folder import RunFolder
 from condconv.training.tuned import TuneOnce
 
 # These change nothing about the results, so a checkpoint may be resumed with others.

@@ -10,9 +10,9 @@ import pytorch_lightning as pl
 from condconv.analysis.measures import DEAD_SHARE
 from condconv.analysis.totals import HIGH
 from condconv.training.callbacks import EpochRows, Row
-from condconv.training.finiteness import router_of
+from condconv.training.nan_check import router_of
 from condconv.training.module import ClassificationModule
-from condconv.training.routing import RouterHealth, off_below, routed_together
+from condconv.evaluation.routing import RouterHealth, off_below, routed_together
 
 WAITING_LIMIT = 0.2
 """Share of the training time spent waiting for images from which on that is said."""

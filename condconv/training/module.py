@@ -17,14 +17,14 @@ from torchmetrics import MeanMetric
 
 from condconv.data import IGNORED
 from condconv.errors import CheckpointError, NonFiniteError
-from condconv.observation import override_routing, record_routing
+from condconv.routing_hooks import override_routing, record_routing
 from condconv.training.annealing import annealing
-from condconv.training.averaging import AveragedNetwork
-from condconv.training.config import TrainConfig
-from condconv.training.finiteness import CoefficientWatch, router_of
+from condconv.training.ema import AveragedNetwork
+from condconv.runs.config import TrainConfig
+from condconv.training.nan_check import CoefficientWatch, router_of
 from condconv.training.optimization import learning_rate_factor, make_optimizer, peak_learning_rate
-from condconv.training.recomputation import recompute_activations
-from condconv.training.routing import RoutingStatistics, conditional_layers
+from condconv.training.activation_checkpointing import recompute_activations
+from condconv.evaluation.routing import RoutingStatistics, conditional_layers
 
 Batch = tuple[Tensor, ...]
 """Images (B, C, H, W), labels (B,), indices (B,), whether each image could be decoded (B,); in training with Mixup

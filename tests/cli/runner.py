@@ -45,8 +45,8 @@ def quick(patch: pytest.MonkeyPatch | None = None) -> None:
     patch.setattr("condconv.tuning.measuring.BURST_S", 0.0)
     patch.setattr("condconv.benchmarking.rows.BURST_S", 0.0)
     patch.setattr("condconv.benchmarking.memory.measure", lambda *_: {"total_mb": "1.5"})
-    patch.setattr("condconv.training.evaluation._LATENCY_PASSES", 1)
-    patch.setattr("condconv.training.figures._png", lambda figure: b"")
+    patch.setattr("condconv.evaluation.validation._LATENCY_PASSES", 1)
+    patch.setattr("condconv.runs.figures._png", lambda figure: b"")
     patch.setattr("condconv.analysis.report.to_svg", lambda drawn: "<svg></svg>")
 
 

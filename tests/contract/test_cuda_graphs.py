@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import condconv
-from condconv.deployment import optimize_for_inference
+from condconv.inference import optimize_for_inference
 from condconv.execution import AUTO
 from condconv.routers import PooledLinear, Router, SoftmaxGate, SqueezeExcite, TopKGate, attach_scope
 from condconv.variants import variants

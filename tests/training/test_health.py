@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from condconv.errors import NonFiniteError
 from condconv.routers import attach_scope
 from condconv.training.callbacks import EpochRows, router_columns
-from condconv.training.config import TrainConfig
+from condconv.runs.config import TrainConfig
 from condconv.training.health import HealthWarnings
 from condconv.training.module import ClassificationModule
-from condconv.training.routing import RoutingStatistics, normalised_entropy, routed_together
+from condconv.evaluation.routing import RoutingStatistics, normalised_entropy, routed_together
 from condconv.variants import CondConv2d
 
 

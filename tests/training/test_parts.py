@@ -14,12 +14,12 @@ from condconv.files import remove_temporaries, write_bytes
 from condconv.training import experiment
 from condconv.training.annealing import annealing_steps
 from condconv.training.checkpoint import tensor_mismatches
-from condconv.training.config import TrainConfig
+from condconv.runs.config import TrainConfig
 from condconv.training.console import RunConsole, duration
-from condconv.training.figures import depths
-from condconv.training.interruption import Interrupted, StopRequest
-from condconv.training.networks import find_width
-from condconv.training.run_folder import RunFolder, find_run
+from condconv.runs.figures import depths
+from condconv.signals import Interrupted, StopRequest
+from condconv.runs.networks import find_width
+from condconv.runs.folder import RunFolder, find_run
 
 
 def test_temperature_is_annealed_over_ten_epochs_or_half_of_a_short_run() -> None:

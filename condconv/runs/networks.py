@@ -12,8 +12,8 @@ from condconv.counting import count
 from condconv.data import Source
 from condconv.errors import ArgumentError, argument_error
 from condconv.registry import unknown_name_message
-from condconv.training.building import CONDITIONAL, STATIC, WIDENED, NetworkBuilder
-from condconv.training.config import NO_VARIANT, SMALL_INPUT_STRIDES, TrainConfig
+from condconv.runs.building import CONDITIONAL, STATIC, WIDENED, NetworkBuilder
+from condconv.runs.config import NO_VARIANT, SMALL_INPUT_STRIDES, TrainConfig
 from condconv.variants import variants
 
 WIDTH_TOLERANCE = 0.02

@@ -9,7 +9,7 @@ import yaml
 
 from condconv.cli.main import main
 from condconv.errors import ArgumentError
-from condconv.training.study import COLUMNS, read_rows, read_study, write_row
+from condconv.studies.study import COLUMNS, read_rows, read_study, write_row
 
 STUDY: dict[str, Any] = {
     "title": "small",

@@ -10,11 +10,11 @@ import pytest
 from condconv.cli.main import main
 from condconv.errors import ArgumentError, BusyError
 from condconv.files import Lock
-from condconv.training import sweep as module
-from condconv.training.interruption import Interrupted, StopRequest
-from condconv.training.study import Row, Study, read_rows, read_study
-from condconv.training.sweep import RunFailed, Sweep
-from tests.training.test_study import write_study
+from condconv.studies import sweep as module
+from condconv.signals import Interrupted, StopRequest
+from condconv.studies.study import Row, Study, read_rows, read_study
+from condconv.studies.sweep import RunFailed, Sweep
+from tests.studies.test_study import write_study
 
 # Writes what `condconv train` writes that a sweep reads, and notes each time it is called.
 TRAINER = """

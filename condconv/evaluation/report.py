@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 
 from condconv.data import Source
 from condconv.files import whole_folder
-from condconv.inference.assessment import TOP, Assessment
+from condconv.evaluation.evaluate import TOP, Assessment
 from condconv.tables import cells, visible
-from condconv.training.figures import confusion_matrix
+from condconv.runs.figures import confusion_matrix
 
 _COLUMNS = 5
 _MOST_LISTED = 20

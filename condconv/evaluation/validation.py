@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from condconv.data import IGNORED, EpochSampler, ImageView
-from condconv.observation import record_routing
-from condconv.training.interruption import leave_signals_to_parent
-from condconv.training.routing import RoutingStatistics, conditional_layers
+from condconv.routing_hooks import record_routing
+from condconv.signals import leave_signals_to_parent
+from condconv.evaluation.routing import RoutingStatistics, conditional_layers
 
 _LATENCY_WARM_UP = 5
 _LATENCY_PASSES = 50

@@ -19,8 +19,8 @@ from condconv.models import create_model, initialise_experts, load_weights, stat
 from condconv.models.specs import SPECS
 from condconv.models.ssd import DETECTORS
 from condconv.routers import PooledNorm, Router, SigmoidGate, SoftmaxGate
-from condconv.training.config import SMALL_INPUT, SMALL_INPUT_STRIDES, SMALLEST_MAP, TrainConfig
-from condconv.training.run_folder import RunFolder
+from condconv.runs.config import SMALL_INPUT, SMALL_INPUT_STRIDES, SMALLEST_MAP, TrainConfig
+from condconv.runs.folder import RunFolder
 from condconv.variants import Share, variants
 
 CONDITIONAL, STATIC, WIDENED = "conditional", "static", "widened"

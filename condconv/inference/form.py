@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from condconv.arguments import a_module, choice, number
 from condconv.banks import PackedBank
 from condconv.conversion.apply import conditional_layers, forget_originals, refuse_inference_form
-from condconv.deployment.folding import (
+from condconv.inference.folding import (
     Pair,
     factor_and_shift,
     find_pairs,

@@ -15,7 +15,7 @@ from condconv.errors import ArgumentError, CheckpointError
 from condconv.files import Lock, flush_folder, is_temporary, remove_temporaries, temporary_folder, write_text
 from condconv.reading import parse_yaml, read_text
 from condconv.training.callbacks import COLUMNS, Row
-from condconv.training.config import TrainConfig
+from condconv.runs.config import TrainConfig
 
 LOCK = ".lock"
 

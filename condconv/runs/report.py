@@ -15,13 +15,13 @@ from torch import nn
 from condconv.data import Source
 from condconv.files import write_bytes, write_text
 from condconv.tables import visible
-from condconv.training import figures
+from condconv.runs import figures
 from condconv.training.callbacks import Row
-from condconv.training.config import TrainConfig
-from condconv.training.evaluation import Evaluation
-from condconv.training.networks import CONDITIONAL, STATIC, WIDENED, NetworkSpec
-from condconv.training.routing_report import RoutingFound
-from condconv.training.run_folder import RunFolder
+from condconv.runs.config import TrainConfig
+from condconv.evaluation.validation import Evaluation
+from condconv.runs.networks import CONDITIONAL, STATIC, WIDENED, NetworkSpec
+from condconv.runs.routing_report import RoutingFound
+from condconv.runs.folder import RunFolder
 
 RATIO_WARNING = 1.15
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from condconv.cli.main import main
 from condconv.data import Source, TensorImages, open_source
 from condconv.errors import ArgumentError, DataError
-from condconv.inference.assessment import MISTAKES, assess
-from condconv.inference.evaluation_report import headline, write_evaluation
+from condconv.evaluation.evaluate import MISTAKES, assess
+from condconv.evaluation.report import headline, write_evaluation
 from tests.data.writers import write_folder_set
-from tests.inference.runs import write_run
+from tests.runs.writing import write_run
 
 CPU = torch.device("cpu")
 

@@ -8,8 +8,8 @@ import pytest
 from benchmarks.accuracy.comparison import Outcome, estimate, total_epochs
 from benchmarks.accuracy.figure import draw
 from benchmarks.accuracy.report import PAGE, README, page, studies, verdict, with_demo_table
-from condconv.training.study import Study, read_study
-from tests.training.test_study import row, write_study
+from condconv.studies.study import Study, read_study
+from tests.studies.test_study import row, write_study
 
 ARMS = {
     "static": {"variant": "none"},

@@ -10,7 +10,7 @@ from dataclasses import MISSING, asdict, dataclass, replace
 from typing import Literal
 
 from condconv.errors import argument_error
-from condconv.training.rules import (
+from condconv.runs.settings import (
     COUNT,
     NOT_NEGATIVE,
     POSITIVE,

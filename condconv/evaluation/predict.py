@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from condconv.data import Source
 from condconv.errors import ArgumentError
 from condconv.files import Lock, whole_file
-from condconv.inference.assessment import evaluation_loader, require_classes
+from condconv.evaluation.evaluate import evaluation_loader, require_classes
 from condconv.tables import cells
 
 FORMATS = (".csv", ".parquet")

@@ -31,7 +31,7 @@ from condconv.errors import ArgumentError
 from condconv.files import write_text
 from condconv.reading import parse_yaml, read_text
 from condconv.registry import unknown_name_message
-from condconv.training.config import TrainConfig
+from condconv.runs.config import TrainConfig
 
 WIDENED_TO, START_FROM = "widened_to", "start_from"
 CHECKS = ("intact", "mean", "argmax", "shuffle", "shuffle_experts")

@@ -14,7 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from condconv.data import IGNORED, EpochSampler, ImageView, Source
 from condconv.errors import ArgumentError, DataError
-from condconv.training.interruption import leave_signals_to_parent
+from condconv.signals import leave_signals_to_parent
 
 MISTAKES = 25
 TOP = 5

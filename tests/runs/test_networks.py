@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from condconv.data import ImageView, Source, open_source
 from condconv.errors import ArgumentError, DataError
 from condconv.routers import Router, SigmoidGate, SoftmaxGate
-from condconv.training.building import NetworkBuilder, output_stride
-from condconv.training.config import TrainConfig
-from condconv.training.evaluation import evaluate, latency_ms
+from condconv.runs.building import NetworkBuilder, output_stride
+from condconv.runs.config import TrainConfig
+from condconv.evaluation.validation import evaluate, latency_ms
 from condconv.training.experiment import require_class_count
-from condconv.training.networks import matching_width, overhead_advice, plan_networks
-from condconv.training.routing import conditional_layers
+from condconv.runs.networks import matching_width, overhead_advice, plan_networks
+from condconv.evaluation.routing import conditional_layers
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ from condconv.cli.main import main
 from condconv.data.inputs import open_inputs
 from condconv.errors import DataError
 from condconv.inference import prediction as module
-from condconv.inference.assessment import assess
-from condconv.training.trained import load_trained
+from condconv.evaluation.evaluate import assess
+from condconv.runs.trained import load_trained
 from tests.data.writers import jpeg, shard_samples, write_folder_set, write_tar
-from tests.inference.runs import write_run
+from tests.runs.writing import write_run
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from torch import nn
 from condconv.conversion import convert
 from condconv.errors import ArgumentError
 from condconv.models import create_model
-from condconv.training.recomputation import recompute_activations
+from condconv.training.activation_checkpointing import recompute_activations
 
 
 @pytest.mark.parametrize("share", ["block", 2, None])

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from condconv.data import Source, open_source
-from condconv.training.config import TrainConfig
-from condconv.training.networks import plan_networks
-from condconv.training.report import save_weights
-from condconv.training.run_folder import RunFolder
+from condconv.runs.config import TrainConfig
+from condconv.runs.networks import plan_networks
+from condconv.runs.report import save_weights
+from condconv.runs.folder import RunFolder
 
 
 def write_run(out: Path, data: str = "digits", **settings: object) -> tuple[Path, Source]:

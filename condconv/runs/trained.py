@@ -13,10 +13,10 @@ from condconv.data import ImageSet, Source
 from condconv.errors import ArgumentError, CheckpointError
 from condconv.models.loading import load_strictly, read_safetensors
 from condconv.reading import parse_json
-from condconv.training.building import CONDITIONAL, STATIC, WIDENED
-from condconv.training.config import NO_VARIANT
-from condconv.training.networks import plan_networks
-from condconv.training.run_folder import RunFolder
+from condconv.runs.building import CONDITIONAL, STATIC, WIDENED
+from condconv.runs.config import NO_VARIANT
+from condconv.runs.networks import plan_networks
+from condconv.runs.folder import RunFolder
 
 
 def trained_networks(path: Path) -> list[str]:

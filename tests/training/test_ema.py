@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import condconv
-from condconv.training.averaging import AveragedNetwork
+from condconv.training.ema import AveragedNetwork
 from condconv.variants import DynamicConv2d
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import condconv
-from condconv.deployment.folding import find_pairs, fold_static, without_norm
+from condconv.inference.folding import find_pairs, fold_static, without_norm
 from tests.contract.cases import CONVOLUTIONS, example_input, name_of
 from tests.conversion.networks import difference, make_telling, tensors
 

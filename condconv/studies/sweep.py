@@ -28,15 +28,15 @@ from condconv.analysis.collect import COUNTERFACTUAL_IMAGES, collect
 from condconv.data import Source, open_source, sources
 from condconv.errors import ArgumentError, CondConvError
 from condconv.files import Lock, write_text
-from condconv.machine import processor
-from condconv.training.building import CONDITIONAL, STATIC
-from condconv.training.config import NO_VARIANT, TrainConfig
+from condconv.cpu_info import processor
+from condconv.runs.building import CONDITIONAL, STATIC
+from condconv.runs.config import NO_VARIANT, TrainConfig
 from condconv.training.experiment import resolve_device
-from condconv.training.interruption import StopRequest
-from condconv.training.networks import matching_width, plan_networks
-from condconv.training.run_folder import RunFolder
-from condconv.training.study import CHECKS, START_FROM, WIDENED_TO, Cell, Row, Study, write_row
-from condconv.training.trained import load_trained
+from condconv.signals import StopRequest
+from condconv.runs.networks import matching_width, plan_networks
+from condconv.runs.folder import RunFolder
+from condconv.studies.study import CHECKS, START_FROM, WIDENED_TO, Cell, Row, Study, write_row
+from condconv.runs.trained import load_trained
 
 TRAIN = (sys.executable, "-m", "condconv.cli.main", "train")
 _POLL_S = 0.5

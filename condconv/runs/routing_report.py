@@ -16,9 +16,9 @@ from condconv.analysis.report import PAGE, draw
 from condconv.data import Source
 from condconv.training.callbacks import Row
 from condconv.training.module import ClassificationModule
-from condconv.training.networks import NetworkSpec
-from condconv.training.routing import conditional_layers
-from condconv.training.run_folder import RunFolder
+from condconv.runs.networks import NetworkSpec
+from condconv.evaluation.routing import conditional_layers
+from condconv.runs.folder import RunFolder
 
 _WATCHED_IMAGES = 1000
 
