@@ -1,7 +1,7 @@
 """Watching and replacing routing: context managers that do not touch the model.
 
 They see what runs in their block and in tasks that it starts; other threads and other tasks see nothing of them. Every
-conditional layer hands its coefficients to `observe` before it uses them.
+conditional layer hands its coefficients to `run_hooks` before it uses them.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ Intervention = Callable[[str, Tensor], Tensor]
 """(layer name, coefficients (B, n)) → coefficients (B, n)."""
 
 
-class _Observer(Protocol):
+class _Hook(Protocol):
     names: dict[int, str]
 
     def see(self, name: str, layer: nn.Module, coefficients: Tensor) -> Tensor: ...
 
 
-_observers: ContextStack[_Observer] = ContextStack("condconv observers")
+_hooks: ContextStack[_Hook] = ContextStack("condconv hooks")
 
 
-def observe(layer: nn.Module, coefficients: Tensor) -> Tensor:
-    """Show a layer's coefficients (B, n) to the active observers; return what the layer is to use."""
-    observers = _observers.values()
+def run_hooks(layer: nn.Module, coefficients: Tensor) -> Tensor:
+    """Show a layer's coefficients (B, n) to the active hooks; return what the layer is to use."""
+    hooks = _hooks.values()
     # Inside the backward pass a layer runs only because an activation checkpoint recomputes it: seen already.
-    if not observers or torch._C._current_graph_task_id() != -1:
+    if not hooks or torch._C._current_graph_task_id() != -1:
         return coefficients
-    for observer in observers:
-        name = observer.names.get(id(layer))
+    for hook in hooks:
+        name = hook.names.get(id(layer))
         if name is not None:
-            coefficients = observer.see(name, layer, coefficients)
+            coefficients = hook.see(name, layer, coefficients)
     return coefficients
 
 
@@ -51,8 +51,8 @@ def conditional_names(model: nn.Module, where: str) -> dict[int, str]:
         compiled = getattr(child, "_compiled_call_impl", None) is not None
         if compiled or isinstance(child, torch._dynamo.OptimizedModule):
             raise ArgumentError(
-                f"{where}: {name or 'model'} ({type(child).__name__}) is compiled, and compiled code shows nothing to "
-                "observers; pass the module that was handed to torch.compile and run that one"
+                f"{where}: {name or 'model'} ({type(child).__name__}) is compiled, and compiled code runs none of the "
+                "hooks; pass the module that was handed to torch.compile and run that one"
             )
     names = {id(m): name for name, m in model.named_modules() if getattr(m, "num_experts", None) and hasattr(m, "bank")}
     if not names:
@@ -97,7 +97,7 @@ def record_routing(model: nn.Module) -> Iterator[Routing]:
         ArgumentError: the model has no conditional layer, or is compiled.
     """
     routing = Routing(conditional_names(model, "record_routing"))
-    with _observers.holding(routing):
+    with _hooks.holding(routing):
         yield routing
 
 
@@ -125,7 +125,7 @@ def detect_nonfinite(model: nn.Module) -> Iterator[None]:
 
     Without it non-finite values propagate: a layer's forward never branches on its data.
     """
-    with _observers.holding(_NonFiniteDetector(conditional_names(model, "detect_nonfinite"))):
+    with _hooks.holding(_NonFiniteDetector(conditional_names(model, "detect_nonfinite"))):
         yield
 
 
@@ -192,5 +192,5 @@ def override_routing(model: nn.Module, how: str | Intervention) -> Iterator[None
     if not callable(intervention):
         rule = f"must be one of {', '.join(interventions.names())}, or a function (layer name, coefficients)"
         raise argument_error("override_routing", "how", how, rule, "pass 'mean'")
-    with _observers.holding(_Override(conditional_names(model, "override_routing"), intervention)):
+    with _hooks.holding(_Override(conditional_names(model, "override_routing"), intervention)):
         yield

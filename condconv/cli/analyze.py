@@ -48,8 +48,8 @@ def run(arguments: Sequence[str]) -> int:
     from condconv.analysis import analyze
     from condconv.cli.run_argument import recorded_networks
     from condconv.data import open_source
+    from condconv.devices import resolve_device
     from condconv.runs.building import CONDITIONAL
-    from condconv.training.experiment import resolve_device
     from condconv.runs.folder import RunFolder
     from condconv.runs.trained import load_trained
 

@@ -39,10 +39,10 @@ def run(arguments: Sequence[str]) -> int:
 
     # Imported here: --help and wrong options answer without loading Lightning and timm.
     from condconv.files import Lock, write_bytes, write_text
-    from condconv.training.console import RunConsole
-    from condconv.training.experiment import Experiment, Processes
     from condconv.runs.figures import learning_rate_sweep
     from condconv.signals import StopRequest
+    from condconv.training.console import RunConsole
+    from condconv.training.experiment import Experiment, Processes
     from condconv.training.lr_find import suggestion, sweep, to_csv
 
     if Processes.from_environment().world_size > 1:

@@ -53,10 +53,10 @@ def run(arguments: Sequence[str]) -> int:
         calls, settings = parse(parser, [*arguments, *recipe_for(settings)])
 
     # Imported here: --help and wrong options answer without loading Lightning and timm.
+    from condconv.runs.folder import RunFolder, find_run
+    from condconv.signals import Interrupted, StopRequest
     from condconv.training.console import RunConsole
     from condconv.training.experiment import Experiment, Processes, resumed_config
-    from condconv.signals import Interrupted, StopRequest
-    from condconv.runs.folder import RunFolder, find_run
 
     processes = Processes.from_environment()
     first = processes.rank == 0

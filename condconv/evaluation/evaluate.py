@@ -30,7 +30,7 @@ class Mistake(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Assessment:
+class Evaluation:
     """Top-1 and top-5 accuracy over all images; `confusion` int64 (true class, predicted class); `mistakes` the surest
     first; `damaged` the files that could not be decoded.
     """
@@ -53,7 +53,7 @@ class Assessment:
 
 
 @torch.inference_mode()
-def assess(
+def evaluate(
     network: nn.Module,
     source: Source,
     *,
@@ -62,7 +62,7 @@ def assess(
     device: torch.device,
     skip_bad: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Assessment:
+) -> Evaluation:
     """Run a network over the validation images of a set.
 
     Args:
@@ -87,7 +87,7 @@ def assess(
     done = 0
     for images, labels, places, decoded in evaluation_loader(source, batch_size, workers, skip_bad):
         logits = network(images.to(device)).float()
-        require_classes(logits, source)
+        require_logit_per_class(logits, source)
         damaged += [source.val.where(place) for place in places[~decoded].tolist()]
         keep = (labels != IGNORED).to(device)
         if bool(keep.any()):
@@ -99,7 +99,7 @@ def assess(
         progress(done, len(source.val))
     if len(damaged) == len(source.val):
         raise DataError(f"{source.name}: none of the {len(damaged)} validation images can be decoded, as {damaged[0]}")
-    return Assessment(float(top1.compute()), float(top5.compute()), confusion.compute().cpu().long(), mistakes, damaged)
+    return Evaluation(float(top1.compute()), float(top5.compute()), confusion.compute().cpu().long(), mistakes, damaged)
 
 
 def evaluation_loader(source: Source, batch_size: int, workers: int, skip_bad: bool, first: int = 0) -> DataLoader:
@@ -116,7 +116,7 @@ def evaluation_loader(source: Source, batch_size: int, workers: int, skip_bad: b
     )
 
 
-def require_classes(logits: Tensor, source: Source) -> None:
+def require_logit_per_class(logits: Tensor, source: Source) -> None:
     """Raise `ArgumentError` unless there is a logit for each class of the set."""
     if logits.shape[1] != len(source.classes):
         raise ArgumentError(

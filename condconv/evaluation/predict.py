@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from condconv.data import Source
 from condconv.errors import ArgumentError
+from condconv.evaluation.evaluate import evaluation_loader, require_logit_per_class
 from condconv.files import Lock, whole_file
-from condconv.evaluation.evaluate import evaluation_loader, require_classes
 from condconv.tables import cells
 
 FORMATS = (".csv", ".parquet")
@@ -128,7 +128,7 @@ def _answers(
     """Batch by batch, from the image numbered `first` on."""
     for images, _, _, decoded in evaluation_loader(source, batch_size, workers, skip_bad, first):
         logits = network(images.to(device)).float()
-        require_classes(logits, source)
+        require_logit_per_class(logits, source)
         probabilities, classes = logits.softmax(dim=1).topk(top_k, dim=1)
         rows = zip(classes.tolist(), probabilities.tolist(), decoded.tolist(), strict=True)
         yield [

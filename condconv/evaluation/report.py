@@ -10,16 +10,16 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from condconv.data import Source
+from condconv.evaluation.evaluate import TOP, Evaluation
+from condconv.evaluation.figures import confusion_matrix
 from condconv.files import whole_folder
-from condconv.evaluation.evaluate import TOP, Assessment
 from condconv.tables import cells, visible
-from condconv.runs.figures import confusion_matrix
 
 _COLUMNS = 5
 _MOST_LISTED = 20
 
 
-def write_evaluation(out: str | Path, title: str, source: Source, found: Assessment) -> Path:
+def write_evaluation(out: str | Path, title: str, source: Source, found: Evaluation) -> Path:
     """Write the folder and return its path: `out`, or the first free `out-2`, `out-3`, … where that exists.
 
     Raises:
@@ -44,7 +44,7 @@ def write_evaluation(out: str | Path, title: str, source: Source, found: Assessm
     return folder.path
 
 
-def image_sheet(source: Source, found: Assessment) -> bytes:
+def image_sheet(source: Source, found: Evaluation) -> bytes:
     """The surest mistakes as pictures, each with its true class, the predicted one and the confidence; a PNG."""
     rows = -(-len(found.mistakes) // _COLUMNS)
     figure = Figure(figsize=(2.2 * _COLUMNS, 2.6 * rows), layout="constrained")
@@ -61,13 +61,13 @@ def image_sheet(source: Source, found: Assessment) -> bytes:
     return buffer.getvalue()
 
 
-def headline(found: Assessment) -> str:
+def headline(found: Evaluation) -> str:
     """The numbers in one line."""
     of_several = f"top-{min(TOP, len(found.confusion))}"
     return f"top-1 {100 * found.top1:.2f} %, {of_several} {100 * found.top5:.2f} %, {found.images:,} images"
 
 
-def _summary(title: str, source: Source, found: Assessment) -> str:
+def _summary(title: str, source: Source, found: Evaluation) -> str:
     rows = [row for row in _class_rows(source.classes, found) if row[1]]
     worst = sorted(rows, key=lambda row: float(row[3]))[:_MOST_LISTED]
     table = [f"| {name} | {images} | {100 * float(accuracy):.2f} |" for name, images, _, accuracy in worst]
@@ -88,7 +88,7 @@ def _summary(title: str, source: Source, found: Assessment) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _class_rows(names: Sequence[str], found: Assessment) -> list[tuple[str, int, int, str]]:
+def _class_rows(names: Sequence[str], found: Evaluation) -> list[tuple[str, int, int, str]]:
     """Of each class: name, images, those that are right, accuracy ("" without images)."""
     columns = (found.confusion.sum(dim=1), found.confusion.diag(), found.of_class)
     return [

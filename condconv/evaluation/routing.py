@@ -14,7 +14,7 @@ from condconv.analysis.totals import HIGH, LOW
 from condconv.data import IGNORED
 
 
-def conditional_layers(model: nn.Module) -> dict[str, int]:
+def experts_by_layer(model: nn.Module) -> dict[str, int]:
     """Name → number of experts of every conditional layer, in the order of the modules."""
     from condconv.layers import ConditionalLayer
 
@@ -24,7 +24,7 @@ def conditional_layers(model: nn.Module) -> dict[str, int]:
 def routed_together(model: nn.Module) -> dict[str, tuple[str, ...]]:
     """The conditional layers by router: the first layer of each → all that use the same coefficients."""
     by_router: dict[int, list[str]] = {}
-    for name in conditional_layers(model):
+    for name in experts_by_layer(model):
         layer = model.get_submodule(name)
         by_router.setdefault(id(getattr(layer, "scope", None) or layer), []).append(name)
     return {names[0]: tuple(names) for names in by_router.values()}

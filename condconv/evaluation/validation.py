@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from condconv.data import IGNORED, EpochSampler, ImageView
+from condconv.evaluation.routing import RoutingStatistics, experts_by_layer
 from condconv.routing_hooks import record_routing
 from condconv.signals import leave_signals_to_parent
-from condconv.evaluation.routing import RoutingStatistics, conditional_layers
 
 _LATENCY_WARM_UP = 5
 _LATENCY_PASSES = 50
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Validation:
     """`confusion` int64 (true class, predicted class); `routing` mean coefficients (classes, n) by layer name.
 
     `by_condition`: the share of right images under each of the source's conditions.
@@ -37,12 +37,12 @@ class Evaluation:
 
 
 @torch.inference_mode()
-def evaluate(
+def validate(
     network: nn.Module, view: ImageView, num_classes: int, batch_size: int, workers: int, device: torch.device
-) -> Evaluation:
+) -> Validation:
     """Run the network over a validation view, in its own precision."""
     network.to(device).eval()
-    layers = conditional_layers(network)
+    layers = experts_by_layer(network)
     statistics_ = RoutingStatistics(layers, num_classes)
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
     loader = DataLoader(
@@ -70,7 +70,7 @@ def evaluate(
             right = (logits.argmax(dim=1).cpu() == labels)[keep].float()
             under.index_add_(0, which, torch.stack([right, torch.ones_like(right)], dim=1))
     by_condition = dict(zip(names, (under[:, 0] / under[:, 1]).tolist(), strict=True))
-    return Evaluation(confusion, statistics_.compute()[0] if layers else {}, by_condition)
+    return Validation(confusion, statistics_.compute()[0] if layers else {}, by_condition)
 
 
 @torch.inference_mode()

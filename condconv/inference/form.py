@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from condconv.arguments import a_module, choice, number
 from condconv.banks import PackedBank
 from condconv.conversion.apply import conditional_layers, forget_originals, refuse_inference_form
+from condconv.errors import ConversionError
 from condconv.inference.folding import (
     Pair,
     factor_and_shift,
@@ -31,7 +32,6 @@ from condconv.inference.folding import (
     scaled,
     without_norm,
 )
-from condconv.errors import ConversionError
 from condconv.layers import ConditionalLayer
 from condconv.packed import STORAGES, all_finite
 from condconv.routers import Router

@@ -9,6 +9,7 @@ import re
 from dataclasses import MISSING, asdict, dataclass, replace
 from typing import Literal
 
+from condconv.devices import DEVICES
 from condconv.errors import argument_error
 from condconv.runs.settings import (
     COUNT,
@@ -22,7 +23,6 @@ from condconv.runs.settings import (
     setting,
 )
 
-DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
     "32": "32-true",
     "bf16": "bf16-mixed",

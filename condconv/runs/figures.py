@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from condconv.training.callbacks import Row
+from condconv.evaluation import figures
+from condconv.runs.metrics import EpochRow
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 _DEPTHS = 4
-_MOST_LABELS = 40
 
 
-def learning_curves(rows: Sequence[Row]) -> bytes:
+def learning_curves(rows: Sequence[EpochRow]) -> bytes:
     """Loss and accuracy by epoch, training dashed, validation solid, one colour for each network; a PNG."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     loss_axes, accuracy_axes = figure.subplots(1, 2)
@@ -35,28 +34,7 @@ def learning_curves(rows: Sequence[Row]) -> bytes:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
     accuracy_axes.legend(fontsize="small")
-    return _png(figure)
-
-
-def confusion_matrix(confusions: Mapping[str, Tensor], classes: Sequence[str]) -> bytes:
-    """One panel for each network: rows true, columns predicted, each row in % of its images; a PNG."""
-    size = min(4.5 + 0.25 * len(classes), 14)
-    figure = Figure(figsize=(size * len(confusions), size), layout="constrained")
-    panels = figure.subplots(1, len(confusions), squeeze=False)[0]
-    for axes, (network, confusion) in zip(panels, confusions.items(), strict=True):
-        percent = 100 * confusion / confusion.sum(dim=1, keepdim=True).clamp(min=1)
-        image = axes.imshow(percent.numpy(), vmin=0, vmax=100, cmap="cividis")
-        accuracy = 100 * float(confusion.diag().sum() / confusion.sum())
-        axes.set(xlabel="predicted class", ylabel="true class", title=f"{network}: {accuracy:.2f} %")
-        _label_classes(axes, classes, both=True)
-        if len(classes) <= 12:
-            for (row, column), value in zip(torch.cartesian_prod(*map(torch.arange, percent.shape)).tolist(),
-                                            percent.flatten().tolist(), strict=True):  # fmt: skip
-                if value >= 0.5:
-                    colour = "black" if value > 50 else "white"
-                    axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=8)
-        figure.colorbar(image, ax=axes, shrink=0.8, label="% of the true class")
-    return _png(figure)
+    return figures.png(figure)
 
 
 def routing_heat_map(routing: Mapping[str, Tensor], classes: Sequence[str]) -> bytes:
@@ -75,9 +53,9 @@ def routing_heat_map(routing: Mapping[str, Tensor], classes: Sequence[str]) -> b
         axes.title.set_fontsize(9)
         axes.set_xticks(range(routing[name].shape[1]))
     panels[0].set_ylabel("class")
-    _label_classes(panels[0], classes, both=False)
+    figures.label_classes(panels[0], classes, both=False)
     figure.colorbar(image, ax=list(panels), label="mean coefficient")
-    return _png(figure)
+    return figures.png(figure)
 
 
 def learning_rate_sweep(
@@ -93,7 +71,7 @@ def learning_rate_sweep(
     axes.set_ylim(top=1.1 * max(max(smoothed), losses[0]))
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-    return _png(figure)
+    return figures.png(figure)
 
 
 def depths(routing: Mapping[str, Tensor]) -> list[str]:
@@ -104,19 +82,3 @@ def depths(routing: Mapping[str, Tensor]) -> list[str]:
             distinct.append(name)
     places = torch.linspace(0, len(distinct) - 1, min(_DEPTHS, len(distinct))).round().long().tolist()
     return [distinct[place] for place in places]
-
-
-def _label_classes(axes, classes: Sequence[str], both: bool) -> None:  # type: ignore[no-untyped-def]
-    if len(classes) > _MOST_LABELS:
-        return
-    # Class names are not trusted: "$" would be read as mathematics.
-    names = [name.replace("$", r"\$") for name in classes]
-    axes.set_yticks(range(len(names)), names)
-    if both:
-        axes.set_xticks(range(len(names)), names, rotation=60, ha="right")
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()

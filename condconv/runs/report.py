@@ -15,10 +15,11 @@ from torch import nn
 from condconv.data import Source
 from condconv.files import write_bytes, write_text
 from condconv.tables import visible
+from condconv.evaluation.figures import confusion_matrix
 from condconv.runs import figures
-from condconv.training.callbacks import Row
+from condconv.runs.metrics import EpochRow
 from condconv.runs.config import TrainConfig
-from condconv.evaluation.validation import Evaluation
+from condconv.evaluation.validation import Validation
 from condconv.runs.networks import CONDITIONAL, STATIC, WIDENED, NetworkSpec
 from condconv.runs.routing_report import RoutingFound
 from condconv.runs.folder import RunFolder
@@ -31,8 +32,8 @@ class NetworkResult:
     """One trained network with all that the summary says about it."""
 
     spec: NetworkSpec
-    rows: Sequence[Row]
-    evaluation: Evaluation
+    rows: Sequence[EpochRow]
+    evaluation: Validation
     latency_ms: float
 
     @property
@@ -61,7 +62,7 @@ def save_weights(folder: RunFolder, spec: NetworkSpec, network: nn.Module, confi
     write_bytes(folder.weights(spec.name), safetensors.torch.save(tensors, {"format": "pt", **metadata}))
 
 
-def write_report(
+def write_summary(
     folder: RunFolder,
     config: TrainConfig,
     source: Source,
@@ -74,7 +75,7 @@ def write_report(
     rows = [row for result in results for row in result.rows]
     write_bytes(folder.path / "learning_curves.png", figures.learning_curves(rows))
     confusions = {result.spec.name: result.evaluation.confusion for result in results}
-    write_bytes(folder.path / "confusion_matrix.png", figures.confusion_matrix(confusions, source.classes))
+    write_bytes(folder.path / "confusion_matrix.png", confusion_matrix(confusions, source.classes))
     routing = next((result.evaluation.routing for result in results if result.evaluation.routing), None)
     pictures = ["learning_curves.png", "confusion_matrix.png"]
     if routing is not None:

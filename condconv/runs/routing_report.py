@@ -1,4 +1,4 @@
-"""What `condconv.analysis` shows of a run: pictures for TensorBoard while it trains, a report when it is done."""
+"""What `condconv.analysis` says about the routing of a finished run."""
 
 from __future__ import annotations
 
@@ -6,53 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytorch_lightning as pl
 from torch import nn
 
 from condconv.analysis import Analysis, RecordedNetwork, examine, write_report
 from condconv.analysis.curves import MEASURED
-from condconv.analysis.drawing import to_pixels
-from condconv.analysis.report import PAGE, draw
+from condconv.analysis.report import PAGE
 from condconv.data import Source
-from condconv.training.callbacks import Row
-from condconv.training.module import ClassificationModule
+from condconv.runs.metrics import EpochRow
 from condconv.runs.networks import NetworkSpec
-from condconv.evaluation.routing import conditional_layers
+from condconv.evaluation.routing import experts_by_layer
 from condconv.runs.folder import RunFolder
-
-_WATCHED_IMAGES = 1000
-
-
-class RoutingImages(pl.Callback):
-    """Writes the figures of `condconv.analysis` for TensorBoard, from a thousand validation images.
-
-    Args:
-        source: the data set; its validation images are used.
-        folder: of the TensorBoard events.
-        every_epochs: how many epochs between two sets of pictures.
-    """
-
-    def __init__(self, source: Source, folder: Path, every_epochs: int) -> None:
-        self.source = source
-        self.folder = folder
-        self.every_epochs = every_epochs
-        # Here and not at the top: it is slow, and a missing package is to be found out before the first epoch.
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the pictures of this epoch, if it is its turn."""
-        epoch = trainer.current_epoch + 1
-        if epoch % self.every_epochs or not isinstance(pl_module, ClassificationModule):
-            return
-        found, images = examine(
-            pl_module.network, self.source, title="", limit=_WATCHED_IMAGES, workers=0, counterfactual_images=0
-        )
-        with self._writer(self.folder) as writer:
-            for drawn in draw(found, images):
-                writer.add_image(f"routing/{drawn.name}", to_pixels(drawn), epoch, dataformats="HWC")
-
 
 @dataclass(frozen=True)
 class RoutingFound:
@@ -63,7 +26,7 @@ class RoutingFound:
 
 
 def routing_report(
-    folder: RunFolder, source: Source, networks: Sequence[tuple[NetworkSpec, nn.Module, Sequence[Row]]], workers: int
+    folder: RunFolder, source: Source, networks: Sequence[tuple[NetworkSpec, nn.Module, Sequence[EpochRow]]], workers: int
 ) -> RoutingFound | None:
     """Write the report on the conditional network of a run, its folder `report`; None where the run has none.
 
@@ -78,7 +41,7 @@ def routing_report(
         for spec, _, rows in networks
     ]
     for _, network, _ in networks:
-        if conditional_layers(network):
+        if experts_by_layer(network):
             found, images = examine(network, source, title=folder.path.name, workers=workers)
             report = write_report(folder.path / "report", found, images=images, runs=recorded, replace=True)
             return RoutingFound(report / PAGE, what_routing_did(found))
@@ -98,6 +61,6 @@ def what_routing_did(found: Analysis) -> str:
     )
 
 
-def _measured(row: Row) -> dict[str, float]:
+def _measured(row: EpochRow) -> dict[str, float]:
     """The numbers of an epoch; NaN for a temperature where there is none."""
     return {name: float(row[name]) if row[name] != "" else float("nan") for name in MEASURED}

@@ -47,7 +47,7 @@ COLUMNS = (
 same shape; `top1_pct`: after the last epoch (`best_top1_pct`: of the best one); `wall_s`: training and validation;
 `settings`: what the study asked for, by which a run is recognised."""
 
-Row = dict[str, str]
+StudyRow = dict[str, str]
 Cell = tuple[str, int]
 """Arm and seed."""
 
@@ -105,12 +105,12 @@ class Study:
         """The `settings` column of an arm's rows."""
         return json.dumps(self.settings(arm), sort_keys=True)
 
-    def finished(self) -> dict[Cell, Row]:
+    def finished(self) -> dict[Cell, StudyRow]:
         """The rows of the table that are runs of this study with its present settings."""
         rows = {(row["arm"], int(row["seed"])): row for row in read_rows(self.results)}
         return {cell: rows[cell] for cell in self.cells if cell in rows and self._is_mine(cell[0], rows[cell])}
 
-    def _is_mine(self, arm: str, row: Row) -> bool:
+    def _is_mine(self, arm: str, row: StudyRow) -> bool:
         return row["data"] == self.data and row["settings"] == self.identity(arm)
 
     def status(self, cells: Iterable[Cell]) -> Iterator[tuple[str, list[int], list[int]]]:
@@ -197,7 +197,7 @@ def _claim(path: Path, arms: Mapping[str, Any], claim: object) -> Claim:
     return made
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[StudyRow]:
     """The rows of a table of finished runs; none where there is no file. `ArgumentError` where it is another table."""
     if not path.exists():
         return []
@@ -214,7 +214,7 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
-def write_row(path: Path, row: Row) -> None:
+def write_row(path: Path, row: StudyRow) -> None:
     """Add a row to a table, in place of a former one of the same arm and seed; the file is replaced as a whole."""
     kept = [old for old in read_rows(path) if (old["arm"], old["seed"]) != (row["arm"], row["seed"])]
     buffer = io.StringIO()

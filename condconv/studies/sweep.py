@@ -25,18 +25,18 @@ import yaml
 import condconv
 from condconv.analysis.analyze import validation_batches
 from condconv.analysis.collect import COUNTERFACTUAL_IMAGES, collect
+from condconv.cpu_info import processor
 from condconv.data import Source, open_source, sources
+from condconv.devices import resolve_device
 from condconv.errors import ArgumentError, CondConvError
 from condconv.files import Lock, write_text
-from condconv.cpu_info import processor
 from condconv.runs.building import CONDITIONAL, STATIC
 from condconv.runs.config import NO_VARIANT, TrainConfig
-from condconv.training.experiment import resolve_device
-from condconv.signals import StopRequest
-from condconv.runs.networks import matching_width, plan_networks
 from condconv.runs.folder import RunFolder
-from condconv.studies.study import CHECKS, START_FROM, WIDENED_TO, Cell, Row, Study, write_row
+from condconv.runs.networks import matching_width, plan_networks
 from condconv.runs.trained import load_trained
+from condconv.signals import StopRequest
+from condconv.studies.study import CHECKS, START_FROM, WIDENED_TO, Cell, Study, StudyRow, write_row
 
 TRAIN = (sys.executable, "-m", "condconv.cli.main", "train")
 _POLL_S = 0.5
@@ -80,7 +80,7 @@ class Sweep:
         """The data set, whole."""
         return open_source(self.data)
 
-    def run(self, cell: Cell) -> Row:
+    def run(self, cell: Cell) -> StudyRow:
         """Train a run, or go on with it, or find it finished; add its row to the table and return it.
 
         Raises:
@@ -173,7 +173,7 @@ class Sweep:
             process.kill()
             process.wait()
 
-    def _row(self, cell: Cell, config: TrainConfig, folder: RunFolder) -> Row:
+    def _row(self, cell: Cell, config: TrainConfig, folder: RunFolder) -> StudyRow:
         arm, seed = cell
         network = plan_networks(config, self.source)[0]
         last, *_ = reversed(rows := read_metrics(folder))

@@ -12,7 +12,7 @@ from condconv.errors import argument_error
 _ASIDE = "statistics_put_aside"
 
 
-def recompute_activations(network: nn.Module) -> None:
+def checkpoint_activations(network: nn.Module) -> None:
     """Keep the inputs of blocks alone, and compute what is inside them again in the backward pass.
 
     Raises:

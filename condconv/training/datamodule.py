@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,11 +11,6 @@ from torch.utils.data import DataLoader
 from condconv.data import EpochSampler, ImageView, MixupView, Source
 from condconv.runs.config import TrainConfig
 from condconv.signals import leave_signals_to_parent
-
-
-def default_workers(source: Source) -> int:
-    """No processes for a set in memory, else one for each core up to eight."""
-    return 0 if source.in_memory else min(8, os.cpu_count() or 1)
 
 
 def train_view(source: Source, config: TrainConfig) -> ImageView | MixupView:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 
-class AveragedNetwork(nn.Module):
+class EMA(nn.Module):
     """Averages parameters and the statistics of batch norms; copies every other buffer.
 
         a ← d a + (1 - d) w,        d = min(decay, (1 + t) / (10 + t)) after step t

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 
-class CoefficientWatch:
+class NaNCheck:
     """An intervention for `condconv.override_routing` that changes nothing, and remembers the first step in which each
     layer's coefficients were NaN or infinite.
     """

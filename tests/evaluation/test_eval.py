@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from condconv.cli.main import main
 from condconv.data import Source, TensorImages, open_source
 from condconv.errors import ArgumentError, DataError
-from condconv.evaluation.evaluate import MISTAKES, assess
+from condconv.evaluation.evaluate import MISTAKES, evaluate
 from condconv.evaluation.report import headline, write_evaluation
 from tests.data.writers import write_folder_set
 from tests.runs.writing import write_run
@@ -45,7 +45,7 @@ def test_accuracies_confusions_and_mistakes() -> None:
     logits[3, 4:8] = 1.0
     logits[4, 2], logits[1, 0] = 1.5, 0.5
     seen = []
-    found = assess(
+    found = evaluate(
         _Table(logits), source_of(labels), batch_size=4, workers=0, device=CPU,
         progress=lambda done, total: seen.append((done, total)),
     )  # fmt: skip
@@ -61,7 +61,7 @@ def test_accuracies_confusions_and_mistakes() -> None:
 
 
 def test_two_classes_have_no_top_five(tmp_path: Path) -> None:
-    found = assess(_Table(torch.eye(2)), source_of([0, 1], 2), batch_size=2, workers=0, device=CPU)
+    found = evaluate(_Table(torch.eye(2)), source_of([0, 1], 2), batch_size=2, workers=0, device=CPU)
     assert headline(found) == "top-1 100.00 %, top-2 100.00 %, 2 images"
     folder = write_evaluation(tmp_path / "e", "toy", source_of([0, 1], 2), found)
     assert not (folder / "mistakes.png").exists()
@@ -69,13 +69,13 @@ def test_two_classes_have_no_top_five(tmp_path: Path) -> None:
 
 def test_another_number_of_classes() -> None:
     with pytest.raises(ArgumentError, match="toy has 3 classes and the network tells 10 apart"):
-        assess(_Table(torch.zeros(2, 10)), source_of([0, 1], 3), batch_size=2, workers=0, device=CPU)
+        evaluate(_Table(torch.zeros(2, 10)), source_of([0, 1], 3), batch_size=2, workers=0, device=CPU)
 
 
 def test_the_folder_has_tables_and_pictures(tmp_path: Path) -> None:
     labels = [i % 3 for i in range(40)]
     source = source_of(labels, 3)
-    found = assess(_Table(torch.randn(40, 3)), source, batch_size=16, workers=0, device=CPU)
+    found = evaluate(_Table(torch.randn(40, 3)), source, batch_size=16, workers=0, device=CPU)
     assert 0 < len(found.mistakes) <= MISTAKES
     folder = write_evaluation(tmp_path / "e", "toy", source, found)
     with (folder / "confusion_matrix.csv").open() as file:
@@ -118,7 +118,7 @@ def test_no_image_that_can_be_decoded(tmp_path: Path) -> None:
     for path in (tmp_path / "val").rglob("*.jpg"):
         path.write_bytes(b"no image")
     with pytest.raises(DataError, match="none of the 4 validation images can be decoded"):
-        assess(
+        evaluate(
             _Table(torch.zeros(256, 2)), open_source(str(tmp_path)), batch_size=3, workers=0, device=CPU, skip_bad=True
         )
 

@@ -11,8 +11,8 @@ import torch
 from condconv.cli.main import main
 from condconv.data.inputs import open_inputs
 from condconv.errors import DataError
-from condconv.inference import prediction as module
-from condconv.evaluation.evaluate import assess
+from condconv.evaluation import predict as module
+from condconv.evaluation.evaluate import evaluate
 from condconv.runs.trained import load_trained
 from tests.data.writers import jpeg, shard_samples, write_folder_set, write_tar
 from tests.runs.writing import write_run
@@ -45,7 +45,7 @@ def test_the_answers_are_those_of_the_evaluation(pets: Path, tmp_path: Path) -> 
     assert [row["image"] for row in table] == sorted(str(path) for path in (pets / "pets" / "val").rglob("*.jpg"))
     assert all(float(row["probability_1"]) >= float(row["probability_2"]) for row in table)
     network, source = load_trained(pets / "run-1", "conditional", open_source(str(pets / "pets")))
-    found = assess(network, source, batch_size=4, workers=0, device=torch.device("cpu"))
+    found = evaluate(network, source, batch_size=4, workers=0, device=torch.device("cpu"))
     right = sum(row["class_1"] == Path(row["image"]).parent.name for row in table)
     assert right / len(table) == pytest.approx(found.top1)
 

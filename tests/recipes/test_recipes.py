@@ -12,8 +12,8 @@ from condconv.models.specs import SPECS
 from condconv.models.ssd import DETECTORS
 from condconv.recipes import list_recipes, load_recipe
 from condconv.runs.config import TrainConfig
-from condconv.training.optimization import learning_rate_factor, peak_learning_rate
 from condconv.studies.study import read_rows, read_study
+from condconv.training.optimization import learning_rate_factor, peak_learning_rate
 
 
 def settings(name: str) -> TrainConfig:

@@ -13,7 +13,7 @@ import yaml
 from safetensors.torch import load_file
 
 from condconv.analysis.curves import MEASURED
-from condconv.training.callbacks import TIMING_COLUMNS
+from condconv.runs.metrics import TIMING_COLUMNS
 from tests.cli.runner import quick
 from tests.data.writers import write_folder_set
 from tests.reliability.kills import Scenario, Words

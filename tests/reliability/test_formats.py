@@ -28,10 +28,10 @@ from condconv.models import load_weights
 from condconv.models.saving import CONFIG, WEIGHTS
 from condconv.models.tensor_bundle import read_tensors
 from condconv.recipes import _read as read_recipe
-from condconv.training.checkpoint import read_checkpoint
 from condconv.runs.folder import RunFolder
-from condconv.studies.study import read_rows, read_study
 from condconv.runs.trained import stored_source
+from condconv.studies.study import read_rows, read_study
+from condconv.training.checkpoint import read_checkpoint
 from tests.data.writers import idx_bytes, jpeg, shard_samples, write_tar
 from tests.models.bundle_writer import write_bundle
 from tests.reliability.counts import note

@@ -14,10 +14,10 @@ from condconv.errors import ArgumentError, DataError
 from condconv.routers import Router, SigmoidGate, SoftmaxGate
 from condconv.runs.building import NetworkBuilder, output_stride
 from condconv.runs.config import TrainConfig
-from condconv.evaluation.validation import evaluate, latency_ms
+from condconv.evaluation.validation import validate, latency_ms
 from condconv.training.experiment import require_class_count
 from condconv.runs.networks import matching_width, overhead_advice, plan_networks
-from condconv.evaluation.routing import conditional_layers
+from condconv.evaluation.routing import experts_by_layer
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,8 @@ def test_small_inputs_keep_a_last_map_of_seven_pixels(source: Source, side: int,
 def test_three_networks_from_one_seed(source: Source) -> None:
     config = TrainConfig(data="digits", twin=True, num_experts=4, output_stride=4)
     conditional, static, widened = plan_networks(config, source)
-    assert set(conditional_layers(conditional.build()).values()) == {4}
-    assert not conditional_layers(static.build()) and not conditional_layers(widened.build())
+    assert set(experts_by_layer(conditional.build()).values()) == {4}
+    assert not experts_by_layer(static.build()) and not experts_by_layer(widened.build())
     assert conditional.ratio > 1 and static.ratio == 1
     assert abs(widened.cost.macs / conditional.cost.macs - 1) <= 0.02
     for spec in (conditional, static, widened):
@@ -48,8 +48,8 @@ def test_three_networks_from_one_seed(source: Source) -> None:
 def test_names_of_the_zoo_bring_their_own_layers(source: Source) -> None:
     config = TrainConfig(data="digits", model="condconv_mobilenetv1_025", num_experts=3, twin=True, output_stride=4)
     conditional, static, _ = plan_networks(config, source)
-    assert set(conditional_layers(conditional.build()).values()) == {3}
-    assert not conditional_layers(static.build())
+    assert set(experts_by_layer(conditional.build()).values()) == {3}
+    assert not experts_by_layer(static.build())
     alone = plan_networks(TrainConfig(data="digits", model="condconv_mobilenetv1_025", variant="none"), source)
     assert [spec.name for spec in alone] == ["static"]
 
@@ -62,7 +62,7 @@ class _Constant(nn.Module):
 
 
 def test_evaluation_counts_every_image_once(source: Source) -> None:
-    result = evaluate(_Constant(), ImageView(source, train=False), 10, 7, 0, torch.device("cpu"))
+    result = validate(_Constant(), ImageView(source, train=False), 10, 7, 0, torch.device("cpu"))
     assert int(result.confusion.sum()) == 50
     assert torch.equal(result.confusion[:, 1], source.val.labels.bincount(minlength=10))
     assert result.accuracy == pytest.approx(float((source.val.labels == 1).float().mean()))
@@ -93,7 +93,7 @@ def _conditional(source: Source, **settings: object) -> nn.Module:
 
 def test_targets_sharing_and_gate_of_a_conversion(source: Source) -> None:
     chosen = _conditional(source, targets="last 2 blocks + ^classifier$")
-    assert set(conditional_layers(chosen)) == {
+    assert set(experts_by_layer(chosen)) == {
         "classifier",
         *(f"blocks.4.{i}.conv_{k}" for i in (0, 1) for k in ("dw", "pw")),
     }
@@ -114,7 +114,7 @@ def test_initial_scales_and_expert_dropout(source: Source) -> None:
     scaled = _conditional(source, router_init_scale=0.0, expert_init_scale=2.0)
     assert {r.expert_dropout for r in _routers(plain)} == {0.2}
     assert all(float(r.body[-1].weight.abs().max()) == 0 for r in _routers(scaled))
-    for name in conditional_layers(plain):
+    for name in experts_by_layer(plain):
         assert torch.equal(2 * plain.get_submodule(name).weight, scaled.get_submodule(name).weight)
 
 

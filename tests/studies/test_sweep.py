@@ -10,9 +10,9 @@ import pytest
 from condconv.cli.main import main
 from condconv.errors import ArgumentError, BusyError
 from condconv.files import Lock
-from condconv.studies import sweep as module
 from condconv.signals import Interrupted, StopRequest
-from condconv.studies.study import Row, Study, read_rows, read_study
+from condconv.studies import sweep as module
+from condconv.studies.study import Study, StudyRow, read_rows, read_study
 from condconv.studies.sweep import RunFailed, Sweep
 from tests.studies.test_study import write_study
 
@@ -97,7 +97,7 @@ def test_arms_of_the_same_settings_share_a_run(tmp_path: Path, study: Study, mak
 
 def test_a_widened_arm_has_the_multiply_adds_of_the_other(make: Make) -> None:
     sweep = make()
-    rows: dict[str, Row] = {arm: sweep.run((arm, 0)) for arm in ("static", "condconv", "wide")}
+    rows: dict[str, StudyRow] = {arm: sweep.run((arm, 0)) for arm in ("static", "condconv", "wide")}
     assert rows["wide"]["variant"] == "none"
     assert abs(int(rows["wide"]["macs"]) / int(rows["condconv"]["macs"]) - 1) <= 0.02
     assert float(rows["wide"]["ratio"]) == pytest.approx(float(rows["condconv"]["ratio"]), rel=0.02)

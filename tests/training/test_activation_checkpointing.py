@@ -9,7 +9,7 @@ from torch import nn
 from condconv.conversion import convert
 from condconv.errors import ArgumentError
 from condconv.models import create_model
-from condconv.training.activation_checkpointing import recompute_activations
+from condconv.training.activation_checkpointing import checkpoint_activations
 
 
 @pytest.mark.parametrize("share", ["block", 2, None])
@@ -17,7 +17,7 @@ def test_one_step_ends_as_it_does_without(share: object) -> None:
     network = create_model("mobilenetv1_025", num_classes=3, output_stride=8, drop_rate=0.3)
     convert(network, targets="last 4 blocks", num_experts=2, share=share, init="fresh")  # type: ignore[arg-type]
     saving = copy.deepcopy(network)
-    recompute_activations(saving)
+    checkpoint_activations(saving)
     x, labels = torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 0])
     losses = []
     for each in (network, saving):
@@ -34,4 +34,4 @@ def test_one_step_ends_as_it_does_without(share: object) -> None:
 
 def test_it_needs_blocks() -> None:
     with pytest.raises(ArgumentError, match="Linear has no set_grad_checkpointing"):
-        recompute_activations(nn.Linear(2, 2))
+        checkpoint_activations(nn.Linear(2, 2))

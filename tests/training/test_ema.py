@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 import condconv
-from condconv.training.ema import AveragedNetwork
+from condconv.training.ema import EMA
 from condconv.variants import DynamicConv2d
 
 
-def train(network: nn.Module, average: AveragedNetwork, schedule: condconv.TemperatureSchedule, steps: int) -> None:
+def train(network: nn.Module, average: EMA, schedule: condconv.TemperatureSchedule, steps: int) -> None:
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     for _ in range(steps):
         optimizer.zero_grad()
@@ -19,11 +19,11 @@ def train(network: nn.Module, average: AveragedNetwork, schedule: condconv.Tempe
         average.update(network)
 
 
-def make() -> tuple[nn.Module, AveragedNetwork, condconv.TemperatureSchedule]:
+def make() -> tuple[nn.Module, EMA, condconv.TemperatureSchedule]:
     torch.manual_seed(0)
     network = nn.Sequential(DynamicConv2d(3, 4, 3, num_experts=2), nn.BatchNorm2d(4))
     schedule = condconv.TemperatureSchedule(network, steps=6)
-    return network, AveragedNetwork(network, 0.9), schedule
+    return network, EMA(network, 0.9), schedule
 
 
 def test_parameters_and_statistics_are_averaged_and_everything_else_is_copied() -> None:
@@ -50,7 +50,7 @@ def test_parameters_and_statistics_are_averaged_and_everything_else_is_copied() 
 def test_it_goes_on_from_its_state() -> None:
     network, average, schedule = make()
     train(network, average, schedule, 3)
-    again = AveragedNetwork(network, 0.9)
+    again = EMA(network, 0.9)
     again.load_state_dict(average.state_dict())
     train(network, average, schedule, 1)
     again.update(network)
