@@ -27,9 +27,9 @@ from condconv.counting import count
 from condconv.data import Source, open_source
 from condconv.execution import use_strategy
 from condconv.routers import SoftmaxGate
-from condconv.training.building import NetworkBuilder
-from condconv.training.config import TrainConfig
-from condconv.training.networks import matching_width
+from condconv.runs.building import NetworkBuilder
+from condconv.runs.config import TrainConfig
+from condconv.runs.networks import matching_width
 
 RESULTS = Path(__file__).resolve().parent / "results" / "many_seeds.csv"
 COLUMNS = (

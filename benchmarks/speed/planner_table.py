@@ -25,10 +25,10 @@ import torch
 from benchmarks.speed.instructions import answer, available, held_to, task_of
 from benchmarks.speed.machine import Quiet
 from benchmarks.speed.results import RESULTS, arguments, read, table
+from condconv.cpu_info import processor
 from condconv.execution import execute, strategies
 from condconv.geometry import ConvGeometry
 from condconv.lowered import Mixture
-from condconv.machine import processor
 
 TABLE = RESULTS / "planner.csv"
 STRATEGIES = [name for name in strategies if name not in ("reference", "triton")]

@@ -7,8 +7,8 @@ import torch
 
 from benchmarks.accuracy.many_seeds import Stack, accuracies, arms, on_device, train
 from condconv.data import open_source
-from condconv.training.building import NetworkBuilder
-from condconv.training.config import TrainConfig
+from condconv.runs.building import NetworkBuilder
+from condconv.runs.config import TrainConfig
 
 CPU = torch.device("cpu")
 
