@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from condconv.execution import use_strategy
-from condconv.observation import override_routing
 from condconv.routers import SoftmaxGate
+from condconv.routing_hooks import override_routing
+from condconv.runs.config import TrainConfig
 from condconv.training.annealing import annealing
-from condconv.training.config import TrainConfig
 from condconv.training.optimization import learning_rate_factor, parameter_groups
 
 STRATEGY = "batched_gemm"

@@ -41,13 +41,13 @@ from benchmarks.accuracy.by_condition import HELD_OUT
 from benchmarks.accuracy.captured import CapturedNetwork
 from benchmarks.accuracy.pictures import Pictures, in_memory
 from condconv.analysis.collect import COUNTERFACTUAL_IMAGES
+from condconv.cpu_info import processor
 from condconv.data import Source, open_source, sources
-from condconv.machine import processor
-from condconv.training.building import NetworkBuilder
-from condconv.training.config import NO_VARIANT, TrainConfig
-from condconv.training.networks import Cost, matching_width, plan_networks
-from condconv.training.study import CHECKS, COLUMNS, START_FROM, WIDENED_TO, Row, Study, read_study, write_row
-from condconv.training.sweep import commit
+from condconv.runs.building import NetworkBuilder
+from condconv.runs.config import NO_VARIANT, TrainConfig
+from condconv.runs.networks import Cost, matching_width, plan_networks
+from condconv.studies.study import CHECKS, COLUMNS, START_FROM, WIDENED_TO, Study, StudyRow, read_study, write_row
+from condconv.studies.sweep import commit
 
 HERE = Path(__file__).resolve().parent
 EPOCHS = ("study", "arm", "seed", "epoch", "train_loss", "val_loss", "top1_pct")
@@ -115,7 +115,7 @@ class Table:
 
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
         self.path, self.columns = path, columns
-        self.rows: list[Row] = []
+        self.rows: list[StudyRow] = []
         if path.exists():
             with path.open(encoding="utf-8", newline="") as file:
                 self.rows = list(csv.DictReader(file))
@@ -240,7 +240,7 @@ class ManyRuns:
             checks = self._checks(study, config, network)
             self._write(task, seed, config, pictures.source, outcomes, by_condition, checks, time.monotonic() - begun)
 
-    def _row(self, task: Task, seed: int) -> Row | None:
+    def _row(self, task: Task, seed: int) -> StudyRow | None:
         """The row of a finished run, of this study or another one that has it in common."""
         rows = [row for row in self.runs.rows if (row["data"], row["settings"], int(row["seed"])) == task.key(seed)]
         mine = [row for row in rows if (row["study"], row["arm"]) == (task.study.name, task.arm)]

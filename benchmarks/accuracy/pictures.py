@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from condconv.data import EpochSampler, ImageView, SampleKey, Source, sample_seed
 from condconv.data.source import ImageSet, Subset, TensorImages
-from condconv.training.config import TrainConfig
+from condconv.runs.config import TrainConfig
 
 LARGEST_BATCH = 500
 """Images of one batch in validation."""

@@ -19,9 +19,9 @@ from benchmarks.accuracy.many_runs import ManyRuns, Task, built, config_of, pric
 from benchmarks.accuracy.pictures import Pictures
 from condconv.data import EpochSampler, ImageView, SampleKey, Source, open_source
 from condconv.execution import use_strategy
-from condconv.training.config import TrainConfig
+from condconv.runs.config import TrainConfig
+from condconv.studies.study import COLUMNS, Study, read_study
 from condconv.training.module import ClassificationModule
-from condconv.training.study import COLUMNS, Study, read_study
 
 CPU = torch.device("cpu")
 ARMS: dict[str, dict[str, Any]] = {
