@@ -5,7 +5,6 @@ from condconv.conversion.collapse import collapse as collapse
 from condconv.conversion.plan import convert as convert
 from condconv.conversion.plan import plan as plan
 from condconv.counting.count import count as count
-from condconv.deployment.inference import optimize_for_inference as optimize_for_inference
 from condconv.errors import ArgumentError as ArgumentError
 from condconv.errors import BusyError as BusyError
 from condconv.errors import CheckpointError as CheckpointError
@@ -19,15 +18,13 @@ from condconv.errors import SiteError as SiteError
 from condconv.errors import StrategyError as StrategyError
 from condconv.errors import UnknownNameError as UnknownNameError
 from condconv.execution.planner import use_strategy as use_strategy
+from condconv.inference.form import optimize_for_inference as optimize_for_inference
 from condconv.layers.base import last_strategy as last_strategy
 from condconv.models.saving import from_pretrained as from_pretrained
 from condconv.models.saving import save_pretrained as save_pretrained
 from condconv.models.zoo import create_model as create_model
 from condconv.models.zoo import list_models as list_models
 from condconv.models.zoo import static_twin as static_twin
-from condconv.observation import detect_nonfinite as detect_nonfinite
-from condconv.observation import override_routing as override_routing
-from condconv.observation import record_routing as record_routing
 from condconv.reuse import reuse_kernels as reuse_kernels
 from condconv.routers.gates import SigmoidGate as SigmoidGate
 from condconv.routers.gates import SoftmaxGate as SoftmaxGate
@@ -35,6 +32,9 @@ from condconv.routers.gates import TopKGate as TopKGate
 from condconv.routers.pooled_linear import PooledLinear as PooledLinear
 from condconv.routers.schedule import RoutingSchedule as RoutingSchedule
 from condconv.routers.squeeze_excite import SqueezeExcite as SqueezeExcite
+from condconv.routing_hooks import detect_nonfinite as detect_nonfinite
+from condconv.routing_hooks import override_routing as override_routing
+from condconv.routing_hooks import record_routing as record_routing
 from condconv.tuning.measuring import tune as tune
 from condconv.variants.condconv import CondConv1d as CondConv1d
 from condconv.variants.condconv import CondConv2d as CondConv2d

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from condconv.analysis.collect import Collection, RoutingGroup
 from condconv.analysis.measures import Measures, mean_off_diagonal, measure, weight_similarity
 from condconv.layers import ConditionalLayer
-from condconv.observation import layer_of
 from condconv.routers import annealed_gates
+from condconv.routing_hooks import layer_of
 
 
 @dataclass(frozen=True)

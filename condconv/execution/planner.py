@@ -21,15 +21,15 @@ from condconv.execution.native.strategy import Native, needs_gradient
 from condconv.execution.native.triton_strategy import Triton
 from condconv.execution.reference import Reference
 from condconv.execution.static import StaticKernel
+from condconv.func_transforms import transformed
 from condconv.geometry import ConvGeometry
 from condconv.lowered import Lowered, Mixture, Packed, Scaled, Static, kernels_of
 from condconv.registry import Registry
-from condconv.transforms import transformed
 
 AUTO = "auto"
 MOST_PLANS = 4096
 """Choices that are remembered."""
-LARGE_ON_A_GPU = 2**23
+LARGE_ON_A_GPU = 2**22
 """Elements of x from which on a GPU's time for a depthwise convolution is that of the kernel, not of its launch."""
 
 

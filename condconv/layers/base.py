@@ -23,9 +23,9 @@ from condconv.errors import RoutingError, ShapeError, argument_error
 from condconv.execution import AUTO, Pins, check_strategy, choose, execute, pinned
 from condconv.geometry import ConvGeometry
 from condconv.layers.design import Design, RouterFactory, made_router
-from condconv.observation import observe
 from condconv.reuse import reuse
 from condconv.routers import Router, RoutingScope
+from condconv.routing_hooks import run_hooks
 from condconv.site import ConvSite
 
 RouterChoice = RouterFactory | Literal[False] | None
@@ -143,7 +143,7 @@ class ConditionalLayer(nn.Module):
                 f"they must have shape (B, {self.slices}) = ({batch}, {self.num_coefficients})"
                 + ("; a block that regroups its batch needs share=None" if self.scope is not None else "")
             )
-        return observe(self, coefficients)
+        return run_hooks(self, coefficients)
 
     def _lower(self, coefficients: Tensor) -> Any:
         """Return what the bank makes of coefficients (B, D)."""

@@ -20,10 +20,10 @@ from torch.nn import functional as F
 from condconv.arguments import MOST_ELEMENTS, a_module, choice, integer, probability
 from condconv.coefficients import MIXING, Slices
 from condconv.errors import argument_error
+from condconv.func_transforms import transformed
 from condconv.operators import available
 from condconv.routers.gates import Gate, drop_experts
 from condconv.routers.normalisation import EPSILON, HiddenBatchNorm, PooledNorm, hidden_norm
-from condconv.transforms import transformed
 
 
 class Router(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from condconv.routers import RoutingSchedule, annealed_gates
-from condconv.training.config import TrainConfig
+from condconv.runs.config import TrainConfig
 
 ANNEALING_EPOCHS = 10
 

@@ -18,7 +18,7 @@ from condconv.counting import count
 from condconv.counting.executed import DispatchCount, WatchExecution
 from condconv.counting.trace import Recorder
 from condconv.errors import ConversionError
-from condconv.observation import interventions
+from condconv.routing_hooks import interventions
 from condconv.variants import variants
 from tests.contract.cases import MIXTURES, OTHERS, example_input, example_layer, name_of, serving
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from condconv import DynamicConv2d
-from condconv.training.config import TrainConfig
+from condconv.runs.config import TrainConfig
 from condconv.training.module import ClassificationModule
 
 

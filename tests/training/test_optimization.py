@@ -5,7 +5,7 @@ from torch import nn
 
 from condconv import CondConv2d
 from condconv.errors import ArgumentError
-from condconv.training.config import TrainConfig
+from condconv.runs.config import TrainConfig
 from condconv.training.optimization import (
     learning_rate_factor,
     make_optimizer,
