@@ -14,8 +14,8 @@ import yaml
 from condconv.errors import ArgumentError, CheckpointError
 from condconv.files import Lock, flush_folder, is_temporary, remove_temporaries, temporary_folder, write_text
 from condconv.reading import parse_yaml, read_text
-from condconv.runs.metrics import COLUMNS, EpochRow
 from condconv.runs.config import TrainConfig
+from condconv.runs.metrics import COLUMNS, EpochRow
 
 LOCK = ".lock"
 

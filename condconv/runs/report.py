@@ -13,16 +13,16 @@ import torch
 from torch import nn
 
 from condconv.data import Source
-from condconv.files import write_bytes, write_text
-from condconv.tables import visible
 from condconv.evaluation.figures import confusion_matrix
-from condconv.runs import figures
-from condconv.runs.metrics import EpochRow
-from condconv.runs.config import TrainConfig
 from condconv.evaluation.validation import Validation
+from condconv.files import write_bytes, write_text
+from condconv.runs import figures
+from condconv.runs.config import TrainConfig
+from condconv.runs.folder import RunFolder
+from condconv.runs.metrics import EpochRow
 from condconv.runs.networks import CONDITIONAL, STATIC, WIDENED, NetworkSpec
 from condconv.runs.routing_report import RoutingFound
-from condconv.runs.folder import RunFolder
+from condconv.tables import visible
 
 RATIO_WARNING = 1.15
 

@@ -12,10 +12,11 @@ from condconv.analysis import Analysis, RecordedNetwork, examine, write_report
 from condconv.analysis.curves import MEASURED
 from condconv.analysis.report import PAGE
 from condconv.data import Source
-from condconv.runs.metrics import EpochRow
-from condconv.runs.networks import NetworkSpec
 from condconv.evaluation.routing import experts_by_layer
 from condconv.runs.folder import RunFolder
+from condconv.runs.metrics import EpochRow
+from condconv.runs.networks import NetworkSpec
+
 
 @dataclass(frozen=True)
 class RoutingFound:
@@ -26,7 +27,10 @@ class RoutingFound:
 
 
 def routing_report(
-    folder: RunFolder, source: Source, networks: Sequence[tuple[NetworkSpec, nn.Module, Sequence[EpochRow]]], workers: int
+    folder: RunFolder,
+    source: Source,
+    networks: Sequence[tuple[NetworkSpec, nn.Module, Sequence[EpochRow]]],
+    workers: int,
 ) -> RoutingFound | None:
     """Write the report on the conditional network of a run, its folder `report`; None where the run has none.
 

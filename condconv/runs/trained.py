@@ -15,8 +15,8 @@ from condconv.models.loading import load_strictly, read_safetensors
 from condconv.reading import parse_json
 from condconv.runs.building import CONDITIONAL, STATIC, WIDENED
 from condconv.runs.config import NO_VARIANT
-from condconv.runs.networks import plan_networks
 from condconv.runs.folder import RunFolder
+from condconv.runs.networks import plan_networks
 
 
 def trained_networks(path: Path) -> list[str]:

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from condconv.data import ImageView, Source, open_source
 from condconv.errors import ArgumentError, DataError
+from condconv.evaluation.routing import experts_by_layer
+from condconv.evaluation.validation import latency_ms, validate
 from condconv.routers import Router, SigmoidGate, SoftmaxGate
 from condconv.runs.building import NetworkBuilder, output_stride
 from condconv.runs.config import TrainConfig
-from condconv.evaluation.validation import validate, latency_ms
-from condconv.training.experiment import require_class_count
 from condconv.runs.networks import matching_width, overhead_advice, plan_networks
-from condconv.evaluation.routing import experts_by_layer
+from condconv.training.experiment import require_class_count
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import torch
 
 from condconv.data import Source, open_source
 from condconv.runs.config import TrainConfig
+from condconv.runs.folder import RunFolder
 from condconv.runs.networks import plan_networks
 from condconv.runs.report import save_weights
-from condconv.runs.folder import RunFolder
 
 
 def write_run(out: Path, data: str = "digits", **settings: object) -> tuple[Path, Source]:
