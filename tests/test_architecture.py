@@ -24,14 +24,14 @@ FLOORS = [
     {"variants"},
     {"counting", "conversion", "tuning"},
     {"models", "detection"},
-    {"data", "training", "analysis", "inference", "deployment", "benchmarking"},
+    {"data", "training", "tasks", "analysis", "inference", "deployment", "benchmarking"},
     {"recipes", "cli"},
 ]
 FLOOR_OF = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 SIBLINGS = {"routers", "banks", "execution"}  # never import one another
 MAY_NEED = {
     "timm": {"models", "detection", "data", "training", "benchmarking", "cli"},
-    "torchvision": {"models", "detection", "data", "training", "cli"},
+    "torchvision": {"models", "detection", "data", "training", "tasks", "cli"},
     "pytorch_lightning": {"training", "cli"},
 }
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from condconv.data import ImageView
 from condconv.files import write_text
-from condconv.training.evaluation import evaluate
+from condconv.inference.assessment import assess
+from condconv.tasks import task_of
 from condconv.training.interruption import StopRequest
 from condconv.training.study import Study, read_study
 from condconv.training.sweep import Sweep, find_finished, network_of
@@ -40,9 +40,9 @@ def rows_of(study: Study, data: str | None, out: Path) -> list[tuple[object, ...
             for condition in (*seen, *HELD_OUT):
                 source = sweep.source.limited(None, config.limit_val).under(condition)
                 model, source = load_trained(folder.path, network_of(config), source)
-                view = ImageView(source, train=False)
-                found = evaluate(model, view, len(source.classes), 250, 0, torch.device("cpu"))
-                rows.append((study.name, arm, seed, condition, int(condition in seen), f"{100 * found.accuracy:.2f}"))
+                found = assess(model, source, task_of(config), batch_size=250, workers=0, device=torch.device("cpu"))
+                top1 = f"{100 * found.found.top1:.2f}"
+                rows.append((study.name, arm, seed, condition, int(condition in seen), top1))
     return rows
 
 

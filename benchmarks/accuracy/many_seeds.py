@@ -27,6 +27,7 @@ from condconv.counting import count
 from condconv.data import Source, open_source
 from condconv.execution import use_strategy
 from condconv.routers import SoftmaxGate
+from condconv.tasks import task_of
 from condconv.training.building import NetworkBuilder
 from condconv.training.config import TrainConfig
 from condconv.training.networks import matching_width
@@ -91,7 +92,7 @@ class Stack:
 
 
 def _build(config: TrainConfig, source: Source) -> nn.Module:
-    builder = NetworkBuilder(config, source)
+    builder = NetworkBuilder(task_of(config), source)
     return builder.static() if config.variant == "none" else builder.conditional()
 
 
@@ -162,7 +163,7 @@ def arms(common: TrainConfig, source: Source) -> dict[str, TrainConfig]:
     return {
         "static": common,
         "condconv8": experts,
-        "widened": replace(common, width=matching_width(experts, source)),
+        "widened": replace(common, width=matching_width(task_of(experts), source)),
         "dynamic4": replace(common, variant="dynamic_convolution", num_experts=4),
     }
 

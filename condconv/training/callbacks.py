@@ -12,7 +12,8 @@ import pytorch_lightning as pl
 import torch
 
 from condconv.routers.gates import SoftmaxGate
-from condconv.training.module import Batch, ClassificationModule
+from condconv.tasks.base import Batch, Task
+from condconv.training.module import TrainingModule
 from condconv.training.routing import routed_together
 
 
@@ -53,13 +54,17 @@ class DamagedImages(pl.Callback):
 Row = dict[str, float | int | str]
 """One epoch of one network: the columns of metrics.csv."""
 
-COLUMNS = (
-    "network", "epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_rate", "temperature",
-    "gradient_norm", "router_entropy", "dead_experts", "always_on_experts", "router_bimodality", "images_per_s",
-    "loading_share", "seconds", "memory_mb",
+_COLUMNS = (
+    "learning_rate", "temperature", "gradient_norm", "router_entropy", "dead_experts", "always_on_experts",
+    "router_bimodality", "images_per_s", "loading_share", "seconds", "memory_mb",
 )  # fmt: skip
 TIMING_COLUMNS = frozenset({"images_per_s", "loading_share", "seconds", "memory_mb"})
 """Columns that differ between two runs of the same settings."""
+
+
+def columns(task: Task) -> tuple[str, ...]:
+    """The columns of metrics.csv."""
+    return ("network", "epoch", "train_loss", *task.training_columns, *task.validation_columns, *_COLUMNS)
 
 
 class EpochRows(pl.Callback):
@@ -107,11 +112,11 @@ class EpochRows(pl.Callback):
         elapsed = self._lap()
         self._train_seconds += elapsed
         self._seconds += elapsed
-        self._images += len(batch[1]) * trainer.world_size
+        self._images += len(batch[0]) * trainer.world_size
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Make the row, hand it on, begin the next."""
-        assert isinstance(pl_module, ClassificationModule)
+        assert isinstance(pl_module, TrainingModule)
         pl_module.require_finite(int(trainer.num_training_batches) - 1)
         self._seconds += self._lap()
         temperature = next((float(m.temperature) for m in pl_module.modules() if isinstance(m, SoftmaxGate)), "")
@@ -119,13 +124,10 @@ class EpochRows(pl.Callback):
             {
                 "network": self.network,
                 "epoch": trainer.current_epoch + 1,
-                "train_loss": float(pl_module.train_loss.compute()),
-                "train_accuracy": float(pl_module.train_accuracy.compute()),
-                "val_loss": float(pl_module.val_loss.compute()),
-                "val_accuracy": float(pl_module.val_accuracy.compute()),
+                **{name: float(metric.compute()) for name, metric in pl_module.training_metrics.items()},
+                **pl_module.meter.compute(),
                 "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
                 "temperature": temperature,
-                "gradient_norm": float(pl_module.gradient_norm.compute()),
                 **router_columns(pl_module),
                 "images_per_s": self._images / self._train_seconds,
                 "loading_share": self._waiting_seconds / self._train_seconds,
@@ -149,7 +151,7 @@ class EpochRows(pl.Callback):
         self._images = state_dict["images"]
 
 
-def router_columns(module: ClassificationModule) -> Row:
+def router_columns(module: TrainingModule) -> Row:
     """What a row says about the routers, each counted once however many layers it serves; empty without routers."""
     if module.routing is None:
         return dict.fromkeys(("router_entropy", "dead_experts", "always_on_experts", "router_bimodality"), "")

@@ -1,76 +1,15 @@
-"""A trained network on the validation set, and its latency, in plain torch."""
+"""The latency of a trained network."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
-
-from condconv.data import IGNORED, EpochSampler, ImageView
-from condconv.observation import record_routing
-from condconv.training.interruption import leave_signals_to_parent
-from condconv.training.routing import RoutingStatistics, conditional_layers
+from torch import nn
 
 _LATENCY_WARM_UP = 5
 _LATENCY_PASSES = 50
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """`confusion` int64 (true class, predicted class); `routing` mean coefficients (classes, n) by layer name.
-
-    `by_condition`: the share of right images under each of the source's conditions.
-    """
-
-    confusion: Tensor
-    routing: dict[str, Tensor]
-    by_condition: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def accuracy(self) -> float:
-        """Share of the images that are classified right."""
-        return float(self.confusion.diag().sum() / self.confusion.sum())
-
-
-@torch.inference_mode()
-def evaluate(
-    network: nn.Module, view: ImageView, num_classes: int, batch_size: int, workers: int, device: torch.device
-) -> Evaluation:
-    """Run the network over a validation view, in its own precision."""
-    network.to(device).eval()
-    layers = conditional_layers(network)
-    statistics_ = RoutingStatistics(layers, num_classes)
-    confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
-    loader = DataLoader(
-        view,
-        batch_size=batch_size,
-        sampler=EpochSampler(len(view), shuffle=False),
-        num_workers=workers,
-        worker_init_fn=leave_signals_to_parent,
-        generator=torch.Generator(),
-    )
-    names = () if view.normalise.conditions is None else view.normalise.conditions.names
-    under = torch.zeros(len(names), 2)
-    for images, labels, places, _ in loader:
-        if layers:
-            with record_routing(network) as routing:
-                logits = network(images.to(device))
-            statistics_.update(routing, labels)
-        else:
-            logits = network(images.to(device))
-        keep = labels != IGNORED
-        pairs = labels[keep] * num_classes + logits.argmax(dim=1).cpu()[keep]
-        confusion += torch.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
-        if names:
-            which = torch.tensor([view.condition_of(place) for place in places[keep].tolist()])
-            right = (logits.argmax(dim=1).cpu() == labels)[keep].float()
-            under.index_add_(0, which, torch.stack([right, torch.ones_like(right)], dim=1))
-    by_condition = dict(zip(names, (under[:, 0] / under[:, 1]).tolist(), strict=True))
-    return Evaluation(confusion, statistics_.compute()[0] if layers else {}, by_condition)
 
 
 @torch.inference_mode()

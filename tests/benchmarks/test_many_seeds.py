@@ -7,6 +7,7 @@ import torch
 
 from benchmarks.accuracy.many_seeds import Stack, accuracies, arms, on_device, train
 from condconv.data import open_source
+from condconv.tasks import task_of
 from condconv.training.building import NetworkBuilder
 from condconv.training.config import TrainConfig
 
@@ -24,7 +25,8 @@ def test_stacked_seeds_are_the_seeds_alone_and_learn(arm: str) -> None:
     halves = on_device(source, CPU)
     stack = Stack(config, source, 2, CPU)
     images = halves[1][0][:6]
-    alone = NetworkBuilder(config, source).static() if arm == "static" else NetworkBuilder(config, source).conditional()
+    builder = NetworkBuilder(task_of(config), source)
+    alone = builder.static() if arm == "static" else builder.conditional()
     with torch.no_grad():
         expected = alone.eval()(images)
         found = stack(images.expand(2, *images.shape), train=False)
