@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,20 @@ from condconv.data import EpochSampler, ImageView, Source
 from condconv.errors import argument_error
 from condconv.files import require_writable
 
-if TYPE_CHECKING:
-    from condconv.inference.assessment import Assessable
+
+class Grouping(Protocol):
+    """What is asked of a task here, see `condconv.tasks.base.Task`: samples, and by what their routing is reported."""
+
+    collate: Any
+
+    def view(self, source: Source, *, train: bool, skip_bad: bool = False) -> Any:
+        """The samples; they begin with image, target, place, and whether it could be decoded."""
+
+    def groups(self, source: Source) -> tuple[str, ...]:
+        """Names of the groups."""
+
+    def group_of(self, batch: Sequence[Any]) -> Tensor:
+        """The group of each image: int64 (B,)."""
 
 
 def examine(
@@ -34,7 +46,7 @@ def examine(
     batch_size: int = 128,
     workers: int | None = None,
     counterfactual_images: int = COUNTERFACTUAL_IMAGES,
-    task: Assessable | None = None,
+    task: Grouping | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Analysis, ImageAccess]:
     """Run a network over the validation images of a data set, once and in random order, and compute all numbers.
@@ -82,7 +94,7 @@ def analyze(
     runs: Sequence[RecordedNetwork] = (),
     layers: Sequence[str] | None = None,
     classes: Sequence[str] | None = None,
-    task: Assessable | None = None,
+    task: Grouping | None = None,
     progress: Callable[[int, int], None] | None = None,
     replace: bool = False,
 ) -> Path:
@@ -101,7 +113,7 @@ def analyze(
 
 
 def validation_batches(
-    source: Source, batch_size: int, workers: int | None = None, task: Assessable | None = None
+    source: Source, batch_size: int, workers: int | None = None, task: Grouping | None = None
 ) -> Iterator[Sequence[Tensor]]:
     """Yield images, labels (or a task's groups), places and whether they could be decoded, of the validation set.
 

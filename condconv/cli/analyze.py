@@ -50,9 +50,9 @@ def run(arguments: Sequence[str]) -> int:
     from condconv.cli.network_argument import task_for
     from condconv.cli.run_argument import recorded_networks
     from condconv.data import open_source
-    from condconv.training.building import CONDITIONAL
-    from condconv.training.experiment import resolve_device
-    from condconv.training.trained import load_trained
+    from condconv.devices import resolve_device
+    from condconv.runs.building import CONDITIONAL
+    from condconv.runs.trained import load_trained
 
     device = resolve_device(settings.device)
     task = task_for(settings.model, settings.data)

@@ -35,9 +35,9 @@ def run(arguments: Sequence[str]) -> int:
 
     # Imported here: --help and wrong options answer without loading timm and matplotlib.
     from condconv.cli.network_argument import chosen_network, task_for
-    from condconv.inference.assessment import assess
-    from condconv.training.datamodule import default_workers
-    from condconv.training.experiment import resolve_device
+    from condconv.data import default_workers
+    from condconv.devices import resolve_device
+    from condconv.evaluation.evaluate import evaluate
 
     device = resolve_device(settings.device)
     if is_run(settings.model):
@@ -48,7 +48,7 @@ def run(arguments: Sequence[str]) -> int:
     network, source, title = load_for_data(settings.model, settings.network, source, settings.pretrained)
     workers = default_workers(source) if settings.workers is None else settings.workers
     with progress_bar("images") as progress:
-        found = assess(
+        found = evaluate(
             network, source, task, batch_size=settings.batch_size, workers=workers, device=device,
             skip_bad=settings.skip_bad_images, progress=progress,
         )  # fmt: skip

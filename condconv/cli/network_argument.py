@@ -51,9 +51,9 @@ def is_run(model: str) -> bool:
 
 def task_for(model: str, data: str | None) -> Task:
     """The task of a network named on the command line: that of its run, classification for others."""
+    from condconv.runs.config import TrainConfig
+    from condconv.runs.trained import task_of_run
     from condconv.tasks import task_of
-    from condconv.training.config import TrainConfig
-    from condconv.training.trained import task_of_run
 
     return task_of_run(Path(model).expanduser()) if is_run(model) else task_of(TrainConfig(data=data or ""))
 
@@ -65,7 +65,7 @@ def chosen_network(model: str, network: str | None) -> str:
         CheckpointError: the run is not finished.
         ArgumentError: it has no network of that name.
     """
-    from condconv.training.trained import trained_networks
+    from condconv.runs.trained import trained_networks
 
     path = Path(model).expanduser()
     known = trained_networks(path)
@@ -83,7 +83,7 @@ def load_for_data(model: str, network: str | None, source: Source, pretrained: b
         CondConvError: no such network, or one for other images or classes.
     """
     from condconv.analysis.analyze import require_channels
-    from condconv.training.trained import load_trained
+    from condconv.runs.trained import load_trained
 
     path = Path(model).expanduser()
     if is_run(model):
@@ -104,7 +104,7 @@ def load_for_images(model: str, network: str | None, images: ImageSet, pretraine
         CondConvError: no such network, or one that is not trained.
     """
     from condconv.data import Source
-    from condconv.training.trained import stored_source, trained_model
+    from condconv.runs.trained import stored_source, trained_model
 
     path = Path(model).expanduser()
     if is_run(model):
@@ -137,7 +137,7 @@ def load_alone(model: str, network: str | None, **arguments: Any) -> tuple[nn.Mo
     import torch
 
     from condconv.data import TensorImages
-    from condconv.training.trained import stored_source, trained_model
+    from condconv.runs.trained import stored_source, trained_model
 
     path = Path(model).expanduser()
     if not is_run(model):

@@ -33,10 +33,10 @@ def run(arguments: Sequence[str]) -> int:
 
     # Imported here: --help and wrong options answer without loading timm.
     from condconv.cli.network_argument import chosen_network, task_for
+    from condconv.data import default_workers
     from condconv.data.inputs import open_inputs
+    from condconv.devices import resolve_device
     from condconv.tasks.base import Request
-    from condconv.training.datamodule import default_workers
-    from condconv.training.experiment import resolve_device
 
     if is_run(settings.model):
         chosen_network(settings.model, settings.network)

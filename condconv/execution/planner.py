@@ -19,10 +19,10 @@ from condconv.execution.mixture_of_experts import MixtureOfExperts
 from condconv.execution.native.strategy import Native, needs_gradient
 from condconv.execution.native.triton_strategy import Triton
 from condconv.execution.reference import Reference
+from condconv.func_transforms import transformed
 from condconv.geometry import ConvGeometry
 from condconv.lowered import Kernels, Lowered, Mixture, Packed
 from condconv.registry import Registry
-from condconv.transforms import transformed
 
 AUTO = "auto"
 MOST_PLANS = 4096

@@ -13,8 +13,8 @@ from condconv.registry import unknown_name_message
 from condconv.tasks.score import Score
 
 if TYPE_CHECKING:
+    from condconv.runs.config import TrainConfig
     from condconv.tasks.base import Task
-    from condconv.training.config import TrainConfig
 
 DEFAULT = "classify"
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from condconv.data import MixupView, Source
 from condconv.data.views import View
 from condconv.errors import argument_error
-from condconv.inference.assessment import Assessed, Assessor
+from condconv.evaluation.evaluate import Evaluation, Evaluator
+from condconv.runs.config import TrainConfig
 from condconv.tasks import DEFAULT, Score
-from condconv.training.config import TrainConfig
 
 Batch = Sequence[Any]
 """What a loader makes of a view's samples: images (B, C, H, W), targets, places (B,), whether each image could be
@@ -149,12 +149,12 @@ class Task(ABC):
     # Results.
 
     @abstractmethod
-    def assessor(self, source: Source, view: Samples) -> Assessor[Any]:
+    def evaluator(self, source: Source, view: Samples) -> Evaluator[Any]:
         """What adds up a finished network's outputs on the validation images."""
 
     @abstractmethod
     def pictures(self, found: Mapping[str, Any], source: Source) -> dict[str, bytes]:
-        """PNG by file name for the run folder; `found` has what each network's assessor found."""
+        """PNG by file name for the run folder; `found` has what each network's evaluator found."""
 
     def remarks(self, found: Mapping[str, Any]) -> list[str]:
         """Paragraphs of Markdown for the run's summary."""
@@ -162,10 +162,10 @@ class Task(ABC):
 
     @abstractmethod
     def headline(self, found: Any) -> str:
-        """What an assessor found, in one line."""
+        """What an evaluator found, in one line."""
 
     @abstractmethod
-    def write_evaluation(self, out: str | Path, title: str, source: Source, found: Assessed[Any]) -> Path:
+    def write_evaluation(self, out: str | Path, title: str, source: Source, found: Evaluation[Any]) -> Path:
         """Write the folder of `condconv eval` and return its path; `ArgumentError` where it cannot be written."""
 
     @abstractmethod

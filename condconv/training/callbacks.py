@@ -11,10 +11,11 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from condconv.evaluation.routing import routed_together
 from condconv.routers.gates import SoftmaxGate
-from condconv.tasks.base import Batch, Task
+from condconv.runs.metrics import EpochRow
+from condconv.tasks.base import Batch
 from condconv.training.module import TrainingModule
-from condconv.training.routing import routed_together
 
 
 class DamagedImages(pl.Callback):
@@ -51,22 +52,6 @@ class DamagedImages(pl.Callback):
         self.train, self.val = set(state_dict["train"]), set(state_dict["val"])
 
 
-Row = dict[str, float | int | str]
-"""One epoch of one network: the columns of metrics.csv."""
-
-_COLUMNS = (
-    "learning_rate", "temperature", "gradient_norm", "router_entropy", "dead_experts", "always_on_experts",
-    "router_bimodality", "images_per_s", "loading_share", "seconds", "memory_mb",
-)  # fmt: skip
-TIMING_COLUMNS = frozenset({"images_per_s", "loading_share", "seconds", "memory_mb"})
-"""Columns that differ between two runs of the same settings."""
-
-
-def columns(task: Task) -> tuple[str, ...]:
-    """The columns of metrics.csv."""
-    return ("network", "epoch", "train_loss", *task.training_columns, *task.validation_columns, *_COLUMNS)
-
-
 class EpochRows(pl.Callback):
     """Makes the row of each epoch and hands it on; the rows so far are part of the checkpoint.
 
@@ -76,10 +61,10 @@ class EpochRows(pl.Callback):
     means, dead and always-on experts sums (see `RouterHealth`).
     """
 
-    def __init__(self, network: str, on_row: Callable[[list[Row]], None]) -> None:
+    def __init__(self, network: str, on_row: Callable[[list[EpochRow]], None]) -> None:
         self.network = network
         self.on_row = on_row
-        self.rows: list[Row] = []
+        self.rows: list[EpochRow] = []
         self._train_seconds = 0.0
         self._waiting_seconds = 0.0
         self._seconds = 0.0
@@ -151,7 +136,7 @@ class EpochRows(pl.Callback):
         self._images = state_dict["images"]
 
 
-def router_columns(module: TrainingModule) -> Row:
+def router_columns(module: TrainingModule) -> EpochRow:
     """What a row says about the routers, each counted once however many layers it serves; empty without routers."""
     if module.routing is None:
         return dict.fromkeys(("router_entropy", "dead_experts", "always_on_experts", "router_bimodality"), "")

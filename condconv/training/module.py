@@ -16,14 +16,14 @@ from torchmetrics import MeanMetric
 
 from condconv.data import Source
 from condconv.errors import CheckpointError, NonFiniteError
-from condconv.observation import override_routing, record_routing
+from condconv.evaluation.routing import RoutingStatistics, experts_by_layer
+from condconv.routing_hooks import override_routing, record_routing
 from condconv.tasks.base import Batch, Task
+from condconv.training.activation_checkpointing import checkpoint_activations
 from condconv.training.annealing import annealing
-from condconv.training.averaging import AveragedNetwork
-from condconv.training.finiteness import CoefficientWatch, router_of
+from condconv.training.ema import EMA
+from condconv.training.nan_check import NaNCheck, router_of
 from condconv.training.optimization import learning_rate_factor, make_optimizer, peak_learning_rate
-from condconv.training.recomputation import recompute_activations
-from condconv.training.routing import RoutingStatistics, conditional_layers
 
 _FINITE_CHECK_STEPS = 50
 """On a GPU: how many passes between two looks at numbers that make the program wait for the device."""
@@ -55,7 +55,7 @@ class TrainingModule(pl.LightningModule):
         self.task = task
         self.config = config = task.config
         if config.activation_checkpointing:
-            recompute_activations(network)
+            checkpoint_activations(network)
         self.network = network.to(memory_format=self.memory_format)
         # No child: compiled code is another way to run the same network, which is watched and saved uncompiled.
         self._run: Callable[..., Any]
@@ -63,17 +63,17 @@ class TrainingModule(pl.LightningModule):
         self.lr = peak_learning_rate(config, global_batch)
         self.factor = factor or partial(learning_rate_factor, config, steps_per_epoch=steps_per_epoch)
         self.temperature = annealing(network, config, steps_per_epoch)
-        self.average = AveragedNetwork(network, config.ema) if config.ema else None
+        self.average = EMA(network, config.ema) if config.ema else None
         # By default NaN would be left out of the means.
         self.train_loss = MeanMetric(nan_strategy="disable")
         for name in task.training_columns:
             setattr(self, name, MeanMetric())
         self.gradient_norm = MeanMetric(nan_strategy="disable")
         self.meter = task.meter(source)
-        layers = conditional_layers(network)
+        layers = experts_by_layer(network)
         self.routing = RoutingStatistics(layers, len(task.groups(source))) if layers else None
-        # Compiled code shows nothing to observers.
-        self.watch = CoefficientWatch() if layers and not config.compile else None
+        # Compiled code runs no hooks.
+        self.nan_check = NaNCheck() if layers and not config.compile else None
         self._restored: dict[str, Any] | None = None
 
     @property
@@ -113,8 +113,8 @@ class TrainingModule(pl.LightningModule):
         """Begin the epoch's running means anew."""
         for metric in self.training_metrics.values():
             metric.reset()
-        if self.watch is not None:
-            self.watch.reset()
+        if self.nan_check is not None:
+            self.nan_check.reset()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
@@ -133,11 +133,11 @@ class TrainingModule(pl.LightningModule):
         return [batch[0].to(memory_format=self.memory_format), *batch[1:]]
 
     def _watched(self, batch: Batch, batch_idx: int) -> Any:
-        if self.watch is None:
+        if self.nan_check is None:
             return self.task.run(self._run, batch)
-        with override_routing(self.network, self.watch):
+        with override_routing(self.network, self.nan_check):
             output = self.task.run(self._run, batch)
-        self.watch.step_done(batch_idx)
+        self.nan_check.step_done(batch_idx)
         return output
 
     def configure_gradient_clipping(
@@ -156,7 +156,7 @@ class TrainingModule(pl.LightningModule):
 
         The message names the first layer whose coefficients did, and its router.
         """
-        first = self.watch.first() if self.watch is not None else None
+        first = self.nan_check.first() if self.nan_check is not None else None
         loss, norm = bool(self.train_loss.mean_value.isfinite()), bool(self.gradient_norm.mean_value.isfinite())
         if loss and norm and first is None:
             return

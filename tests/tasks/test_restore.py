@@ -20,13 +20,13 @@ from condconv.data import IGNORED, SampleKey
 from condconv.data.sampling import PADDING
 from condconv.errors import ArgumentError, DataError, ShapeError
 from condconv.models import create_model
+from condconv.runs.config import TrainConfig
 from condconv.tasks import task_of
-from condconv.tasks.restore.assessment import RestorationAssessor
 from condconv.tasks.restore.degradations import LEVELS, kinds, parse_degradations
+from condconv.tasks.restore.evaluator import RestorationEvaluator
 from condconv.tasks.restore.pictures import open_pictures
 from condconv.tasks.restore.quality import MOST_DB, psnr, ssim
 from condconv.training.checkpoint import CheckpointKeeper
-from condconv.training.config import TrainConfig
 from tests.cli.runner import condconv, metrics, quick, same_weights, signal_in_step
 
 
@@ -169,9 +169,9 @@ def test_an_assessment_counts_each_picture_once_in_its_group() -> None:
     degraded = (clean + 0.1).clamp(0, 1)
     places, strengths = torch.arange(4), torch.tensor([0.5, 1.5, 1.6, 0.0])
     decoded, of = torch.tensor([True, True, True, False]), torch.tensor([0, 1, 1, IGNORED])
-    assessor = RestorationAssessor(groups)
-    assessor.add(clean, (degraded, clean, places, decoded, of, strengths))
-    found = assessor.found()
+    evaluator = RestorationEvaluator(groups)
+    evaluator.add(clean, (degraded, clean, places, decoded, of, strengths))
+    found = evaluator.found()
     assert [each.place for each in found.pictures] == [0, 1, 2] and found.score == MOST_DB
     assert found.of_group(1) == 2 and found.mean("psnr_before", 0) == pytest.approx(float(psnr(degraded, clean)[0]))
     assert [example.quality.group for example in found.examples] == [0, 1]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from condconv.errors import ArgumentError, UnknownNameError
+from condconv.runs.config import TrainConfig
+from condconv.runs.metrics import columns
 from condconv.tasks import score_of, task_of, tasks
-from condconv.training.callbacks import columns
-from condconv.training.config import TrainConfig
 
 
 @pytest.mark.parametrize("name", tasks())

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from condconv.data import Source, TensorImages
+from condconv.runs.config import TrainConfig
 from condconv.tasks import task_of
-from condconv.training.config import TrainConfig
 from condconv.training.module import TrainingModule
 from condconv.variants import DynamicConv2d
 

@@ -18,10 +18,10 @@ import torch
 from condconv.cli.main import main
 from condconv.data.digits import open_digits
 from condconv.errors import CheckpointError
+from condconv.runs.config import TrainConfig
 from condconv.tasks import task_of
 from condconv.training import checkpoint
 from condconv.training.checkpoint import CheckpointKeeper, read_checkpoint, require_same_run
-from condconv.training.config import TrainConfig
 from condconv.training.module import TrainingModule
 from tests.cli.runner import Prepare, condconv, metrics, quick, same_weights, signal_in_step
 

@@ -10,23 +10,23 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from condconv.data import Source
+from condconv.evaluation.evaluate import Evaluation
+from condconv.evaluation.figures import confusion_matrix
 from condconv.files import whole_folder
-from condconv.inference.assessment import Assessed
 from condconv.tables import cells, visible
-from condconv.tasks.classify.assessment import TOP, Classified
-from condconv.training.figures import confusion_matrix
+from condconv.tasks.classify.evaluator import TOP, Classified
 
 _COLUMNS = 5
 _MOST_LISTED = 20
 
 
-def write_evaluation(out: str | Path, title: str, source: Source, assessed: Assessed[Classified]) -> Path:
+def write_evaluation(out: str | Path, title: str, source: Source, evaluation: Evaluation[Classified]) -> Path:
     """Write the folder and return its path: `out`, or the first free `out-2`, `out-3`, … where that exists.
 
     Raises:
         ArgumentError: the folder cannot be written.
     """
-    names, found = source.classes, assessed.found
+    names, found = source.classes, evaluation.found
     with whole_folder(out) as folder:
         path = folder.path
         _table(path / "classes.csv", ("class", "images", "right", "accuracy"), _class_rows(names, found))
@@ -40,7 +40,7 @@ def write_evaluation(out: str | Path, title: str, source: Source, assessed: Asse
         (path / "confusion_matrix.png").write_bytes(confusion_matrix({title: found.confusion}, names))
         if found.mistakes:
             (path / "mistakes.png").write_bytes(image_sheet(source, found))
-        text = visible(_summary(title, source, assessed))
+        text = visible(_summary(title, source, evaluation))
         (path / "summary.md").write_text(text, encoding="utf-8", errors="surrogateescape")
     return folder.path
 
@@ -68,8 +68,8 @@ def headline(found: Classified) -> str:
     return f"top-1 {100 * found.top1:.2f} %, {of_several} {100 * found.top5:.2f} %, {found.images:,} images"
 
 
-def _summary(title: str, source: Source, assessed: Assessed[Classified]) -> str:
-    found = assessed.found
+def _summary(title: str, source: Source, evaluation: Evaluation[Classified]) -> str:
+    found = evaluation.found
     rows = [row for row in _class_rows(source.classes, found) if row[1]]
     worst = sorted(rows, key=lambda row: float(row[3]))[:_MOST_LISTED]
     table = [f"| {name} | {images} | {100 * float(accuracy):.2f} |" for name, images, _, accuracy in worst]
@@ -84,7 +84,7 @@ def _summary(title: str, source: Source, assessed: Assessed[Classified]) -> str:
     ]
     if found.mistakes:
         parts += ["The surest mistakes: [mistakes.csv](mistakes.csv).", "![mistakes](mistakes.png)"]
-    left_out = [*(f"{name}: cannot be decoded" for name in assessed.damaged), *source.skipped]
+    left_out = [*(f"{name}: cannot be decoded" for name in evaluation.damaged), *source.skipped]
     if left_out:
         parts += [f"Left out ({len(left_out)}):", "\n".join(f"* {problem}" for problem in left_out)]
     return "\n\n".join(parts) + "\n"

@@ -20,12 +20,12 @@ from torch import nn
 
 from condconv.data import Source
 from condconv.errors import ArgumentError
+from condconv.evaluation.evaluate import evaluation_loader
+from condconv.evaluation.identity import weights_digest
 from condconv.files import Lock, whole_file
-from condconv.inference.assessment import evaluation_loader
-from condconv.inference.identity import weights_digest
 from condconv.tables import cells
 from condconv.tasks.base import Request, Task
-from condconv.tasks.classify.assessment import require_classes
+from condconv.tasks.classify.evaluator import require_classes
 
 FORMATS = (".csv", ".parquet")
 _ROWS_AT_ONCE = 10_000

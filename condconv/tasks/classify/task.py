@@ -12,16 +12,16 @@ from torchmetrics import MeanMetric
 
 from condconv.data import IGNORED, ImageView, MixupView, Source, open_source
 from condconv.errors import argument_error
-from condconv.inference.assessment import Assessed
+from condconv.evaluation.evaluate import Evaluation
+from condconv.evaluation.figures import confusion_matrix
 from condconv.models.specs import SPECS
 from condconv.models.ssd import DETECTORS
+from condconv.runs.config import SMALL_INPUT, SMALL_INPUT_STRIDES, SMALLEST_MAP, TrainConfig
 from condconv.tasks.base import Batch, Request, Samples, Task
 from condconv.tasks.classify import SCORE
-from condconv.tasks.classify.assessment import ClassificationAssessor, Classified
 from condconv.tasks.classify.evaluation_report import headline, write_evaluation
+from condconv.tasks.classify.evaluator import ClassificationEvaluator, Classified
 from condconv.tasks.classify.prediction import check_format, predict
-from condconv.training import figures
-from condconv.training.config import SMALL_INPUT, SMALL_INPUT_STRIDES, SMALLEST_MAP, TrainConfig
 
 SMALL_RECIPE = "small_images"
 
@@ -110,15 +110,15 @@ class Classification(Task):
         """Loss without label smoothing, and accuracy."""
         return ClassificationMeter()
 
-    def assessor(self, source: Source, view: Samples) -> ClassificationAssessor:
-        """See `ClassificationAssessor`."""
+    def evaluator(self, source: Source, view: Samples) -> ClassificationEvaluator:
+        """See `ClassificationEvaluator`."""
         assert isinstance(view, ImageView)
-        return ClassificationAssessor(source, view)
+        return ClassificationEvaluator(source, view)
 
     def pictures(self, found: Mapping[str, Classified], source: Source) -> dict[str, bytes]:
         """The confusion matrices."""
         confusions = {network: each.confusion for network, each in found.items()}
-        return {"confusion_matrix.png": figures.confusion_matrix(confusions, source.classes)}
+        return {"confusion_matrix.png": confusion_matrix(confusions, source.classes)}
 
     def remarks(self, found: Mapping[str, Classified]) -> list[str]:
         """The accuracy under each condition, where the images are under some."""
@@ -136,7 +136,7 @@ class Classification(Task):
         """See `evaluation_report.headline`."""
         return headline(found)
 
-    def write_evaluation(self, out: str | Path, title: str, source: Source, found: Assessed[Classified]) -> Path:
+    def write_evaluation(self, out: str | Path, title: str, source: Source, found: Evaluation[Classified]) -> Path:
         """See `evaluation_report.write_evaluation`."""
         return write_evaluation(out, title, source, found)
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from condconv.tasks.restore.assessment import Restored
-from condconv.training.figures import COLOURS
+from condconv.analysis.drawing import COLOURS
+from condconv.evaluation import figures
+from condconv.tasks.restore.evaluator import Restored
 
 
 def sheet(columns: Mapping[str, Sequence[Tensor]], captions: Mapping[str, Sequence[str]]) -> bytes:
@@ -24,7 +24,7 @@ def sheet(columns: Mapping[str, Sequence[Tensor]], captions: Mapping[str, Sequen
             axes.set(xticks=[], yticks=[], title=name if row == 0 else "")
             if name in captions:
                 axes.set_xlabel(captions[name][row], fontsize=8)
-    return _png(figure)
+    return figures.png(figure)
 
 
 def before_after(found: Mapping[str, Restored]) -> bytes:
@@ -53,10 +53,4 @@ def quality_by_strength(found: Mapping[str, Restored]) -> bytes:
     axes.axhline(0, color="gray", linewidth=0.8)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-    return _png(figure)
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+    return figures.png(figure)

@@ -7,22 +7,22 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from condconv.data import Source
+from condconv.evaluation.evaluate import Evaluation
 from condconv.files import whole_folder
-from condconv.inference.assessment import Assessed
 from condconv.tables import cells, visible
-from condconv.tasks.restore.assessment import Restored
 from condconv.tasks.restore.drawing import before_after, quality_by_strength
+from condconv.tasks.restore.evaluator import Restored
 
 _COLUMNS = ("psnr_before", "psnr", "ssim_before", "ssim")
 
 
-def write_evaluation(out: str | Path, title: str, source: Source, assessed: Assessed[Restored]) -> Path:
+def write_evaluation(out: str | Path, title: str, source: Source, evaluation: Evaluation[Restored]) -> Path:
     """Write the folder and return its path: `out`, or the first free `out-2`, `out-3`, … where that exists.
 
     Raises:
         ArgumentError: the folder cannot be written.
     """
-    found = assessed.found
+    found = evaluation.found
     with whole_folder(out) as folder:
         path = folder.path
         _table(path / "strengths.csv", ("degradation", "images", *_COLUMNS), _group_rows(found))
@@ -36,7 +36,7 @@ def write_evaluation(out: str | Path, title: str, source: Source, assessed: Asse
         _table(path / "images.csv", ("image", "degradation", "strength", *_COLUMNS), rows)
         (path / "before_after.png").write_bytes(before_after({title: found}))
         (path / "psnr_by_strength.png").write_bytes(quality_by_strength({title: found}))
-        text = visible(_summary(title, source, assessed))
+        text = visible(_summary(title, source, evaluation))
         (path / "summary.md").write_text(text, encoding="utf-8", errors="surrogateescape")
     return folder.path
 
@@ -61,8 +61,8 @@ def table_by_strength(found: Mapping[str, Restored]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _summary(title: str, source: Source, assessed: Assessed[Restored]) -> str:
-    found = assessed.found
+def _summary(title: str, source: Source, evaluation: Evaluation[Restored]) -> str:
+    found = evaluation.found
     parts = [
         f"# {title} on {source.name}",
         f"{headline(found)}.",
@@ -72,7 +72,7 @@ def _summary(title: str, source: Source, assessed: Assessed[Restored]) -> str:
         "![PSNR by strength](psnr_by_strength.png)",
         "![before and after](before_after.png)",
     ]
-    left_out = [*(f"{name}: cannot be used" for name in assessed.damaged), *source.skipped]
+    left_out = [*(f"{name}: cannot be used" for name in evaluation.damaged), *source.skipped]
     if left_out:
         parts += [f"Left out ({len(left_out)}):", "\n".join(f"* {problem}" for problem in left_out)]
     return "\n\n".join(parts) + "\n"

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from condconv.data import ImageSet
 from condconv.errors import ArgumentError, DataError
+from condconv.evaluation.identity import weights_digest
 from condconv.files import Lock, write_bytes, write_text
-from condconv.inference.identity import weights_digest
 from condconv.tasks.base import Request
 from condconv.tasks.restore.drawing import sheet
 

@@ -13,19 +13,19 @@ from torchmetrics import MeanMetric
 
 from condconv.data import IGNORED, Source
 from condconv.errors import DataError, argument_error
-from condconv.inference.assessment import Assessed
+from condconv.evaluation.evaluate import Evaluation
 from condconv.models.restorer import RESTORERS
+from condconv.runs.config import TrainConfig
 from condconv.tasks.base import Batch, Request, Samples, Task
 from condconv.tasks.restore import SCORE
-from condconv.tasks.restore.assessment import RestorationAssessor, Restored
 from condconv.tasks.restore.degradations import parse_degradations
 from condconv.tasks.restore.drawing import before_after, quality_by_strength
 from condconv.tasks.restore.evaluation_report import headline, table_by_strength, write_evaluation
+from condconv.tasks.restore.evaluator import RestorationEvaluator, Restored
 from condconv.tasks.restore.pictures import SMALLEST, open_pictures
 from condconv.tasks.restore.prediction import check_folder, restore
 from condconv.tasks.restore.quality import psnr, ssim
 from condconv.tasks.restore.view import PictureView
-from condconv.training.config import TrainConfig
 
 
 class Restoration(Task):
@@ -102,9 +102,9 @@ class Restoration(Task):
         """Loss, PSNR and SSIM."""
         return RestorationMeter()
 
-    def assessor(self, source: Source, view: Samples) -> RestorationAssessor:
-        """See `RestorationAssessor`."""
-        return RestorationAssessor(self.groups(source))
+    def evaluator(self, source: Source, view: Samples) -> RestorationEvaluator:
+        """See `RestorationEvaluator`."""
+        return RestorationEvaluator(self.groups(source))
 
     def pictures(self, found: Mapping[str, Restored], source: Source) -> dict[str, bytes]:
         """Before and after, and PSNR by strength."""
@@ -119,7 +119,7 @@ class Restoration(Task):
         """See `evaluation_report.headline`."""
         return headline(found)
 
-    def write_evaluation(self, out: str | Path, title: str, source: Source, found: Assessed[Restored]) -> Path:
+    def write_evaluation(self, out: str | Path, title: str, source: Source, found: Evaluation[Restored]) -> Path:
         """See `evaluation_report.write_evaluation`."""
         return write_evaluation(out, title, source, found)
 
