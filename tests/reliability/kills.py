@@ -192,7 +192,7 @@ def _writes(mode: object, flags: object) -> bool:
 
 def run(name: str, every: int = 1, first: int = 0) -> int:
     """In a process of its own: attack one of the scenarios; print each problem, and the count."""
-    for module in ("condconv.training.experiment", "condconv.evaluation.predict", "condconv.data.sharding",
+    for module in ("condconv.training.experiment", "condconv.tasks.classify.prediction", "condconv.data.sharding",
                    "condconv.analysis", "condconv.models", "condconv.cli.train"):  # fmt: skip
         importlib.import_module(module)
     outcomes = attack(importlib.import_module("tests.reliability.scenarios").SCENARIOS[name], every, first)
