@@ -21,8 +21,8 @@ import torch
 import condconv
 from condconv.analysis import validation_batches
 from condconv.analysis.collect import Accuracy, Collector
+from condconv.cpu_info import processor
 from condconv.data import open_source
-from condconv.machine import processor
 
 OUT = Path(__file__).resolve().parent / "results" / "analysis_cost.csv"
 NETWORK = "condconv_mobilenetv1_025"

@@ -203,6 +203,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("benchmarks.gpu", description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--out", type=Path, default=OUT, metavar="FOLDER", help="default: benchmarks/results")
     parser.add_argument("--quick", action="store_true", help="what matters most, in at most eight minutes")
+    parser.add_argument("--minutes", type=float, default=7.5, help="of measuring, with --quick; default: 7.5")
     given = parser.parse_args(words)
     if not torch.cuda.is_available():
         print("benchmarks.gpu: no CUDA device was found; nothing was measured", file=sys.stderr)
@@ -211,7 +212,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if given.quick:
         from benchmarks import gpu_quick
 
-        return gpu_quick.main(given.out, torch.device(DEVICE, torch.cuda.current_device()))
+        return gpu_quick.main(given.out, given.minutes, torch.device(DEVICE, torch.cuda.current_device()))
     networks = [row for numbers in DTYPES for work in NETWORK_WORK for row in measure_network(numbers, *work)]
     write(given.out / "gpu_networks.csv", networks)
     layers: list[dict[str, object]] = []

@@ -23,12 +23,12 @@ import torch.nn.functional as F
 from PIL import Image
 
 from benchmarks.speed.machine import description
-from condconv.data import Source, open_source
+from condconv.data import Source, default_workers, open_source
 from condconv.data.sharding import write_shards
-from condconv.training.config import TrainConfig
-from condconv.training.datamodule import SourceDataModule, default_workers
-from condconv.training.experiment import resolve_device
-from condconv.training.networks import plan_networks
+from condconv.devices import resolve_device
+from condconv.runs.config import TrainConfig
+from condconv.runs.networks import plan_networks
+from condconv.training.datamodule import SourceDataModule
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "loader.csv"

@@ -25,7 +25,6 @@ from condconv.errors import (
 )
 from condconv.execution import use_strategy
 from condconv.layers import last_strategy
-from condconv.observation import detect_nonfinite, override_routing, record_routing
 from condconv.reuse import reuse_kernels
 from condconv.routers import (
     PooledLinear,
@@ -35,6 +34,7 @@ from condconv.routers import (
     TemperatureSchedule,
     TopKGate,
 )
+from condconv.routing_hooks import detect_nonfinite, override_routing, record_routing
 from condconv.tuning import tune
 from condconv.variants import (
     CondConv1d,
@@ -54,7 +54,7 @@ __version__ = "0.1.0"
 _LAZY = {
     name: "condconv.models"
     for name in ("create_model", "from_pretrained", "list_models", "save_pretrained", "static_twin")
-} | {"optimize_for_inference": "condconv.deployment"}
+} | {"optimize_for_inference": "condconv.inference"}
 
 __all__ = [
     "ArgumentError",

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from condconv.machine import processor_flags
+from condconv.cpu_info import processor_flags
 
 
 def load_error() -> str | None:

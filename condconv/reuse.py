@@ -24,7 +24,7 @@ from condconv.arguments import number
 from condconv.context import ContextStack
 from condconv.errors import ArgumentError
 from condconv.lowered import Kernels, Lowered, Mixture, Packed, kernels_of
-from condconv.observation import conditional_names
+from condconv.routing_hooks import conditional_names
 
 _streams: ContextStack[KernelReuse] = ContextStack("condconv streams")
 

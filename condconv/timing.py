@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from condconv.machine import Steal
+from condconv.cpu_info import Steal
 
 Call = Callable[[], object]
 Bursts = dict[str, tuple[float, ...]]

@@ -156,19 +156,31 @@ constexpr int64_t kGradientSums = 4 * 1024 * 1024;  // floats of the experts' gr
 
 // The unit is a block or two of columns. Where these are few, the batch is split too, and each part has its own sum.
 void run_gemm_gradient(const GemmGradient& g, float* weight_grad, float* coefficient_grad) {
-  static thread_local Scratch weight_memory, sum_memory;
   const Kernels& k = checked_kernels();
   const int64_t n = g.experts.count, block = g.experts.block(), packed = g.experts.blocks() * block;
   const int64_t together = std::min(k.gradient_blocks, g.blocks()), per_group = (g.blocks() + together - 1) / together;
   const int64_t tiles = g.groups * per_group;
   const int64_t wanted = std::min({(kGradientUnits + tiles - 1) / tiles, g.batch / kFewestExamples, kGradientSums / packed});
   const int64_t parts = std::max<int64_t>(wanted, 1);
+  const auto first_of = [&](int64_t tile) { return tile / per_group * g.blocks() + tile % per_group * together; };
+  const auto blocks_of = [&](int64_t tile) { return std::min(together, g.blocks() - tile % per_group * together); };
+  if (parts == 1) {  // No more of the bank is packed than a thread works on.
+    summed(tiles, g.batch * n, coefficient_grad, [&](int64_t tile, float* part) {
+      static thread_local Scratch memory;
+      const int64_t first = first_of(tile), blocks = blocks_of(tile);
+      float *weight = memory.floats(2 * blocks * block), *sums = weight + blocks * block;
+      for (int64_t v = 0; v < blocks; v++) k.pack(g.experts, first + v, weight + v * block);
+      k.gemm_gradient(g, first, blocks, 0, g.batch, weight, sums, part);
+      for (int64_t v = 0; v < blocks; v++) k.unpack(g.experts, first + v, sums + v * block, weight_grad);
+    });
+    return;
+  }
+  static thread_local Scratch weight_memory, sum_memory;
   float *weight = weight_memory.floats(packed), *sums = sum_memory.floats(parts * packed);
   run_pack(g.experts, weight);
   summed(tiles * parts, g.batch * n, coefficient_grad, [&](int64_t u, float* part) {
-    const int64_t tile = u % tiles, p = u / tiles, in_group = tile % per_group * together;
-    const int64_t first = tile / per_group * g.blocks() + in_group, blocks = std::min(together, g.blocks() - in_group);
-    k.gemm_gradient(g, first, blocks, g.batch * p / parts, g.batch * (p + 1) / parts, weight + first * block,
+    const int64_t tile = u % tiles, p = u / tiles, first = first_of(tile);
+    k.gemm_gradient(g, first, blocks_of(tile), g.batch * p / parts, g.batch * (p + 1) / parts, weight + first * block,
                     sums + p * packed + first * block, part);
   });
   torch::stable::parallel_for(0, g.experts.blocks(), kWorthThreads / block + 1, [&](int64_t begin, int64_t end) {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,26 +14,21 @@ import pytest
 import condconv
 
 PACKAGE = Path(condconv.__file__).parent
-FLOORS = [
-    {
-        "errors", "arguments", "context", "files", "limits", "reading", "tables", "registry", "geometry", "machine",
-        "operators", "timing", "transforms",
-    },  # fmt: skip
-    {"lowered", "packed"},
-    {"routers", "banks", "execution", "observation", "reuse"},
-    {"layers"},
-    {"variants"},
-    {"counting", "conversion", "tuning"},
-    {"models", "detection"},
-    {"data", "training", "analysis", "inference", "deployment", "benchmarking"},
-    {"recipes", "cli"},
-]
-FLOOR_OF = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
+CONTRIBUTING = PACKAGE.parent / "CONTRIBUTING.md"
+
+
+def floors() -> list[list[str]]:
+    """The rows of the table of rooms in CONTRIBUTING.md: what is above imports nothing of what is below."""
+    table = CONTRIBUTING.read_text(encoding="utf-8").partition("| room |")[2].partition("\n\n")[0]
+    return [re.findall(r"`([a-z_]+)(?:\.py)?`", line.split("|")[1]) for line in table.splitlines()[2:]]
+
+
+FLOOR_OF = {room: level for level, names in enumerate(floors()) for room in names}
 SIBLINGS = {"routers", "banks", "execution"}  # never import one another
 MAY_NEED = {
-    "timm": {"models", "detection", "data", "training", "benchmarking", "cli"},
-    "torchvision": {"models", "detection", "data", "training", "cli"},
-    "pytorch_lightning": {"training", "cli"},
+    "timm": {"models", "training", "benchmarking"},
+    "torchvision": {"data", "detection"},
+    "pytorch_lightning": {"training"},
 }
 
 
@@ -49,19 +45,25 @@ def imported(path: Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "condconv":
+            names |= {f"condconv.{alias.name}" for alias in node.names if alias.name in FLOOR_OF}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names.add(node.module)
     return names
 
 
+def test_the_table_of_rooms_names_every_room_once() -> None:
+    named = [room for names in floors() for room in names]
+    assert sorted(named) == sorted({room_of(path) for path in rooms()})
+
+
 @pytest.mark.parametrize("path", rooms(), ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_go_one_way(path: Path) -> None:
     room = room_of(path)
-    assert room in FLOOR_OF, f"{room} has no floor: add it to FLOORS"
     for name in imported(path):
         top, *rest = name.split(".")
         if top == "condconv" and rest and rest[0] != room:
-            assert FLOOR_OF[rest[0]] <= FLOOR_OF[room], f"{room} must not import {rest[0]}"
+            assert FLOOR_OF[rest[0]] <= FLOOR_OF[room], f"{room} must not import {rest[0]}, which is below it"
             assert not {rest[0], room} <= SIBLINGS, f"{room} and {rest[0]} are siblings"
         assert top not in MAY_NEED or room in MAY_NEED[top], f"{room} must not import {top}"
 

@@ -54,7 +54,7 @@ def test_six_tasks_record_and_override_each_for_itself() -> None:
     ways = ["mean", "argmax", "shuffle", "shuffle_experts", None, None]
     images = [torch.randn(2, 3, 9, 9) for _ in ways]
 
-    async def task(x: torch.Tensor, how: str | None) -> tuple[torch.Tensor, condconv.observation.Routing]:
+    async def task(x: torch.Tensor, how: str | None) -> tuple[torch.Tensor, condconv.routing_hooks.Routing]:
         with condconv.record_routing(net) as routing:
             await asyncio.sleep(0)
             if how is None:
@@ -63,7 +63,7 @@ def test_six_tasks_record_and_override_each_for_itself() -> None:
                 await asyncio.sleep(0)
                 return net(x), routing
 
-    async def together() -> list[tuple[torch.Tensor, condconv.observation.Routing]]:
+    async def together() -> list[tuple[torch.Tensor, condconv.routing_hooks.Routing]]:
         return await asyncio.gather(*map(task, images, ways))
 
     with torch.no_grad():

@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 
 from condconv.data import ImageView
+from condconv.evaluation.validation import validate
 from condconv.files import write_text
-from condconv.training.evaluation import evaluate
-from condconv.training.interruption import StopRequest
-from condconv.training.study import Study, read_study
-from condconv.training.sweep import Sweep, find_finished, network_of
-from condconv.training.trained import load_trained
+from condconv.runs.trained import load_trained
+from condconv.signals import StopRequest
+from condconv.studies.study import Study, read_study
+from condconv.studies.sweep import Sweep, find_finished, network_of
 
 HELD_OUT = ("noisy:1.5", "noisy:2", "blurred")
 COLUMNS = ("study", "arm", "seed", "condition", "seen", "top1_pct")
@@ -41,7 +41,7 @@ def rows_of(study: Study, data: str | None, out: Path) -> list[tuple[object, ...
                 source = sweep.source.limited(None, config.limit_val).under(condition)
                 model, source = load_trained(folder.path, network_of(config), source)
                 view = ImageView(source, train=False)
-                found = evaluate(model, view, len(source.classes), 250, 0, torch.device("cpu"))
+                found = validate(model, view, len(source.classes), 250, 0, torch.device("cpu"))
                 rows.append((study.name, arm, seed, condition, int(condition in seen), f"{100 * found.accuracy:.2f}"))
     return rows
 

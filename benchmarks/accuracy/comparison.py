@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from scipy.stats import t as student_t
 
-from condconv.training.study import START_FROM, WIDENED_TO, Cell, Claim, Row, Study
+from condconv.studies.study import START_FROM, WIDENED_TO, Cell, Claim, Study, StudyRow
 
 CONFIDENCE = 0.95
 SAME_COST = 0.02
@@ -47,7 +47,7 @@ def estimate(values: Sequence[float]) -> Estimate:
 class Outcome:
     """The finished runs of a study, by arm."""
 
-    def __init__(self, study: Study, finished: Mapping[Cell, Row]) -> None:
+    def __init__(self, study: Study, finished: Mapping[Cell, StudyRow]) -> None:
         self.study = study
         self.rows = {
             arm: {seed: finished[arm, seed] for seed in study.seeds if (arm, seed) in finished} for arm in study.arms
@@ -58,7 +58,7 @@ class Outcome:
         """Those with at least one finished run."""
         return [arm for arm, rows in self.rows.items() if rows]
 
-    def any_row(self, arm: str) -> Row:
+    def any_row(self, arm: str) -> StudyRow:
         """One of an arm's rows, for what does not depend on the seed."""
         return next(iter(self.rows[arm].values()))
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.accuracy.comparison import CONFIDENCE, Estimate, Outcome
-from condconv.training.study import CHECKS, Study, read_study
+from condconv.studies.study import CHECKS, Study, read_study
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from condconv.benchmarking.rows import measured_on
-from condconv.machine import Steal, ticks
+from condconv.cpu_info import Steal, ticks
 
 ROOT = Path(__file__).resolve().parents[2]
 NOISY_PERCENT = 10.0

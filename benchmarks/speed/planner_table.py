@@ -25,10 +25,10 @@ import torch
 from benchmarks.speed.instructions import answer, available, held_to, task_of
 from benchmarks.speed.machine import Quiet
 from benchmarks.speed.results import RESULTS, arguments, read, table
+from condconv.cpu_info import processor
 from condconv.execution import execute, strategies
 from condconv.geometry import ConvGeometry
 from condconv.lowered import Mixture
-from condconv.machine import processor
 
 TABLE = RESULTS / "planner.csv"
 STRATEGIES = [name for name in strategies if name not in ("reference", "triton")]
@@ -41,15 +41,15 @@ COLUMNS = (
 )  # fmt: skip
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 WORK = ("forward", "training")
-KINDS = {"pointwise": 1024, "dense": 400, "depthwise": 1280, "grouped": 128}
+KINDS = {"pointwise": 1280, "dense": 640, "depthwise": 1280, "grouped": 128}
 """Kinds of convolutions, and the most channels that are drawn: of a group, if they are grouped."""
 GROUPS = (2, 3, 4, 8)
-SHAPES, SEED = 80, 1
-"""Shapes of each kind."""
+SHAPES, LARGE_SHAPES, SEED = 80, 24, 1
+"""Shapes of each kind: those of at most `MOST_MACS`, and larger ones, without which the fit would have to guess."""
 EXPERTS = (2, 4, 8, 8, 16)
 
-MOST_MACS = 1.5e8
-"""Larger cells are left out: they cost minutes, and the nearest smaller one tells as much."""
+MOST_MACS, LARGEST_MACS = 1.5e8, 1.2e9
+"""Still larger cells are left out: they cost minutes."""
 HOPELESS, LOST = 4, 12
 """A strategy is not measured again when its second call takes so many times as long as the fastest's, or its first."""
 TURNS = 3
@@ -97,10 +97,10 @@ class Cell:
 
 def cells() -> Iterator[Cell]:
     """The shapes, always the same."""
-    draw = random.Random(SEED)
     for kind, most in KINDS.items():
-        found = 0
-        while found < SHAPES:
+        draw = random.Random(f"{kind} {SEED}")
+        wanted = {False: SHAPES, True: LARGE_SHAPES}
+        while any(wanted.values()):
             channels = _size(draw, 4, most)
             groups = {"depthwise": channels, "grouped": draw.choice(GROUPS)}.get(kind, 1)
             cell = Cell(
@@ -111,8 +111,9 @@ def cells() -> Iterator[Cell]:
                 draw.choice(EXPERTS),
             )  # fmt: skip
             # A depthwise convolution is as slow as a dense one with hundreds of times its multiply-adds.
-            if cell.macs * (25 if kind == "depthwise" else 1) <= MOST_MACS:
-                found += 1
+            macs = cell.macs * (25 if kind == "depthwise" else 1)
+            if macs <= LARGEST_MACS and wanted[macs > MOST_MACS]:
+                wanted[macs > MOST_MACS] -= 1
                 yield cell
 
 

@@ -15,7 +15,7 @@ from condconv.analysis.totals import RoutingTotals
 from condconv.counting.trace import evaluating
 from condconv.errors import ArgumentError, DataError
 from condconv.layers import ConditionalLayer
-from condconv.observation import interventions, override_routing, record_routing
+from condconv.routing_hooks import interventions, override_routing, record_routing
 
 INTACT = "intact"
 SAMPLE_IMAGES = 160

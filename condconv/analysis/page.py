@@ -19,7 +19,7 @@ from condconv.analysis.advice import Advice
 from condconv.analysis.drawing import Drawn
 from condconv.analysis.measures import DEFINITIONS
 from condconv.analysis.results import Analysis, ImageAccess
-from condconv.observation import interventions
+from condconv.routing_hooks import interventions
 
 _NUMBERS = (
     ("experts", lambda m: str(m.num_experts)),

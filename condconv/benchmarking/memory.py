@@ -113,7 +113,7 @@ def _kept(network: nn.Module, optimizer: torch.optim.Optimizer | None) -> Iterat
 
 def _load_libraries(dtype: torch.dtype, compiled: bool) -> None:
     """Run something tiny, so that libraries, their code, threads and tables are there before anything is measured."""
-    importlib.import_module("condconv.deployment")  # What a pickled network may need.
+    importlib.import_module("condconv.inference")  # What a pickled network may need.
     norm = (nn.BatchNorm2d(16), nn.ReLU(), CondConv2d(16, 16, 3, num_experts=2))
     tiny = nn.Sequential(nn.Conv2d(3, 16, 3), *norm, nn.Flatten(), nn.Linear(16 * 16, 10)).to(dtype=dtype)
     x = torch.ones(2, 3, 8, 8, dtype=dtype).contiguous(memory_format=torch.channels_last)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FormatStrFormatter, NullLocator
 
-from condconv.benchmarking.rows import COLUMNS, Row
+from condconv.benchmarking.rows import COLUMNS, TimingRow
 from condconv.counting.table import render
 from condconv.timing import UNSTEADY
 
@@ -22,7 +22,7 @@ _SHOWN = {
 _COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73")
 
 
-def as_table(rows: Sequence[Row]) -> str:
+def as_table(rows: Sequence[TimingRow]) -> str:
     """The rows to read; a ratio is to the static twin, in the same turns."""
     first = rows[0]
     text = f"{first['model']}, {first['work']}, images of {first['input']}, {first['device']}, torch {first['torch']}\n"
@@ -33,7 +33,7 @@ def as_table(rows: Sequence[Row]) -> str:
     return text
 
 
-def as_csv(rows: Sequence[Row]) -> str:
+def as_csv(rows: Sequence[TimingRow]) -> str:
     """One line for each row, with everything it was measured on."""
     out = io.StringIO()
     writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
@@ -42,7 +42,7 @@ def as_csv(rows: Sequence[Row]) -> str:
     return out.getvalue()
 
 
-def as_picture(rows: Sequence[Row]) -> bytes:
+def as_picture(rows: Sequence[TimingRow]) -> bytes:
     """Time by batch, a panel for each mode and number of threads, a line for each contender; an SVG."""
     panels = list(dict.fromkeys((str(row["mode"]), str(row["threads"])) for row in rows))
     contenders = list(dict.fromkeys(str(row["contender"]) for row in rows))

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from condconv.benchmarking import memory
 from condconv.benchmarking.networks import CONDITIONAL, STATIC, TUNED, rivals, strategies_of
-from condconv.deployment import optimize_for_inference
+from condconv.cpu_info import processor
 from condconv.errors import ArgumentError, CondConvError
 from condconv.execution import machine_of
-from condconv.machine import processor
+from condconv.inference import optimize_for_inference
 from condconv.timing import Call, Timing, finished, measure
 from condconv.tuning import tune
 
@@ -30,11 +30,11 @@ COLUMNS = (
     "ratio_p10", "ratio_p90", "memory_mb", "noisy", "device", "machine", "cores", "threads", "torch", "timm", "date",
 )  # fmt: skip
 
-Row = dict[str, object]
+TimingRow = dict[str, object]
 
 
 @dataclass(frozen=True)
-class Cell:
+class TimingCell:
     """What all contenders do in turns."""
 
     mode: str
@@ -42,10 +42,10 @@ class Cell:
     threads: int
 
 
-def plan(modes: Sequence[str], batches: Sequence[int], threads: Sequence[int]) -> list[Cell]:
+def timing_cells(modes: Sequence[str], batches: Sequence[int], threads: Sequence[int]) -> list[TimingCell]:
     """All combinations, each once, the slow modes last."""
     ordered = sorted(dict.fromkeys(modes), key=lambda mode: mode == COMPILED)
-    return [Cell(*cell) for cell in itertools.product(ordered, dict.fromkeys(batches), dict.fromkeys(threads))]
+    return [TimingCell(*cell) for cell in itertools.product(ordered, dict.fromkeys(batches), dict.fromkeys(threads))]
 
 
 def measured_on() -> dict[str, object]:
@@ -111,7 +111,7 @@ class Benchmark:
         x = torch.randn(batch, *self.input_size)
         return x.to(device=self.device, memory_format=torch.channels_last)
 
-    def rows(self, cell: Cell) -> list[Row]:
+    def rows(self, cell: TimingCell) -> list[TimingRow]:
         """Measure a cell: a row for each contender.
 
         Raises:
@@ -131,7 +131,7 @@ class Benchmark:
         finally:
             torch.set_num_threads(before)
 
-    def _rows(self, cell: Cell) -> Iterator[Row]:
+    def _rows(self, cell: TimingCell) -> Iterator[TimingRow]:
         x = self.images(cell.batch)
         networks = self.contenders(cell.mode, x)
         calls = {name: self._call(network, x, cell.mode) for name, network in networks.items()}
@@ -169,7 +169,7 @@ class Benchmark:
         return memory.measure(network, x, self.training, mode == COMPILED)["total_mb"]
 
 
-def _times(timing: Timing, static: Timing, batch: int) -> Row:
+def _times(timing: Timing, static: Timing, batch: int) -> TimingRow:
     ms, ratio = timing.ms, timing.over(static)
     return {
         "median_ms": f"{ms.median:.4f}", "p95_ms": f"{timing.p95_ms:.4f}",

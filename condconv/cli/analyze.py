@@ -48,10 +48,10 @@ def run(arguments: Sequence[str]) -> int:
     from condconv.analysis import analyze
     from condconv.cli.run_argument import recorded_networks
     from condconv.data import open_source
-    from condconv.training.building import CONDITIONAL
-    from condconv.training.experiment import resolve_device
-    from condconv.training.run_folder import RunFolder
-    from condconv.training.trained import load_trained
+    from condconv.devices import resolve_device
+    from condconv.runs.building import CONDITIONAL
+    from condconv.runs.folder import RunFolder
+    from condconv.runs.trained import load_trained
 
     device = resolve_device(settings.device)
     folders = [Path(name).expanduser() for name in settings.runs or ()]

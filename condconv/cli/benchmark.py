@@ -14,7 +14,7 @@ from condconv.errors import ArgumentError, argument_error
 from condconv.registry import unknown_name_message
 
 if TYPE_CHECKING:
-    from condconv.benchmarking.rows import Benchmark, Cell, Row
+    from condconv.benchmarking.rows import Benchmark, TimingCell, TimingRow
 
 MODES = ("eager", "inference", "compiled")
 CSV, PICTURE = "benchmark.csv", "benchmark.svg"
@@ -52,21 +52,21 @@ def run(arguments: Sequence[str]) -> int:
     import torch
 
     from condconv.benchmarking.report import as_table
-    from condconv.benchmarking.rows import Benchmark, plan
+    from condconv.benchmarking.rows import Benchmark, timing_cells
+    from condconv.devices import resolve_device
     from condconv.files import whole_folder
-    from condconv.training.experiment import resolve_device
 
     device = resolve_device(settings.device)
     model, size, title = load_alone(settings.model, settings.network, num_experts=settings.num_experts)
     size = input_size(settings.input_size, model) if settings.input_size is not None else size
     benchmark = Benchmark(title, model, size, settings.training, settings.tune, device)
-    cells = plan(modes, settings.batch, settings.threads or [torch.get_num_threads()])
+    cells = timing_cells(modes, settings.batch, settings.threads or [torch.get_num_threads()])
     folder = None
     if settings.out is not None:
         with whole_folder(settings.out) as made:
             pass
         folder = made.path
-    rows: list[Row] = []
+    rows: list[TimingRow] = []
     try:
         measure(benchmark, cells, rows, folder)
     except KeyboardInterrupt:
@@ -81,7 +81,7 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def measure(benchmark: Benchmark, cells: Sequence[Cell], rows: list[Row], folder: Path | None) -> None:
+def measure(benchmark: Benchmark, cells: Sequence[TimingCell], rows: list[TimingRow], folder: Path | None) -> None:
     """Add the rows of each cell, and write all that are there after each."""
     from condconv.benchmarking.report import as_csv, as_picture
     from condconv.files import write_bytes, write_text

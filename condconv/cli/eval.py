@@ -35,12 +35,11 @@ def run(arguments: Sequence[str]) -> int:
         raise ArgumentError("--data is missing; pass fashion-mnist, digits or a folder of labelled images")
 
     # Imported here: --help and wrong options answer without loading timm and matplotlib.
-    from condconv.data import open_source
-    from condconv.inference.assessment import assess
-    from condconv.inference.evaluation_report import headline, write_evaluation
-    from condconv.training.datamodule import default_workers
-    from condconv.training.experiment import resolve_device
-    from condconv.training.run_folder import RunFolder
+    from condconv.data import default_workers, open_source
+    from condconv.devices import resolve_device
+    from condconv.evaluation.evaluate import evaluate
+    from condconv.evaluation.report import headline, write_evaluation
+    from condconv.runs.folder import RunFolder
 
     device = resolve_device(settings.device)
     data = settings.data or RunFolder(Path(settings.model).expanduser()).read_config().data
@@ -49,7 +48,7 @@ def run(arguments: Sequence[str]) -> int:
     network, source, title = load_for_data(settings.model, settings.network, source, settings.pretrained)
     workers = default_workers(source) if settings.workers is None else settings.workers
     with progress_bar("images") as progress:
-        found = assess(
+        found = evaluate(
             network, source, batch_size=settings.batch_size, workers=workers, device=device,
             skip_bad=settings.skip_bad_images, progress=progress,
         )  # fmt: skip

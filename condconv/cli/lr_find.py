@@ -8,7 +8,7 @@ from pathlib import Path
 from condconv.cli.parser import Parser
 from condconv.cli.settings import add_settings, parse
 from condconv.errors import ArgumentError, argument_error
-from condconv.training.config import TrainConfig
+from condconv.runs.config import TrainConfig
 
 
 def make_parser() -> Parser:
@@ -39,10 +39,10 @@ def run(arguments: Sequence[str]) -> int:
 
     # Imported here: --help and wrong options answer without loading Lightning and timm.
     from condconv.files import Lock, write_bytes, write_text
+    from condconv.runs.figures import learning_rate_sweep
+    from condconv.signals import StopRequest
     from condconv.training.console import RunConsole
     from condconv.training.experiment import Experiment, Processes
-    from condconv.training.figures import learning_rate_sweep
-    from condconv.training.interruption import StopRequest
     from condconv.training.lr_find import suggestion, sweep, to_csv
 
     if Processes.from_environment().world_size > 1:

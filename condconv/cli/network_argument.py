@@ -55,7 +55,7 @@ def chosen_network(model: str, network: str | None) -> str:
         CheckpointError: the run is not finished.
         ArgumentError: it has no network of that name.
     """
-    from condconv.training.trained import trained_networks
+    from condconv.runs.trained import trained_networks
 
     path = Path(model).expanduser()
     known = trained_networks(path)
@@ -73,7 +73,7 @@ def load_for_data(model: str, network: str | None, source: Source, pretrained: b
         CondConvError: no such network, or one for other images or classes.
     """
     from condconv.analysis.analyze import require_channels
-    from condconv.training.trained import load_trained
+    from condconv.runs.trained import load_trained
 
     path = Path(model).expanduser()
     if is_run(model):
@@ -94,7 +94,7 @@ def load_for_images(model: str, network: str | None, images: ImageSet, pretraine
         CondConvError: no such network, or one that is not trained.
     """
     from condconv.data import Source
-    from condconv.training.trained import stored_source, trained_model
+    from condconv.runs.trained import stored_source, trained_model
 
     path = Path(model).expanduser()
     if is_run(model):
@@ -127,7 +127,7 @@ def load_alone(model: str, network: str | None, **arguments: Any) -> tuple[nn.Mo
     import torch
 
     from condconv.data import TensorImages
-    from condconv.training.trained import stored_source, trained_model
+    from condconv.runs.trained import stored_source, trained_model
 
     path = Path(model).expanduser()
     if not is_run(model):

@@ -29,10 +29,10 @@ def run(arguments: Sequence[str]) -> int:
         raise argument_error("predict", "--top-k", settings.top_k, "must be at least 1", "the default is 5")
 
     # Imported here: --help and wrong options answer without loading timm.
+    from condconv.data import default_workers
     from condconv.data.inputs import open_inputs
-    from condconv.inference.prediction import check_format, predict
-    from condconv.training.datamodule import default_workers
-    from condconv.training.experiment import resolve_device
+    from condconv.devices import resolve_device
+    from condconv.evaluation.predict import check_format, predict
 
     out = Path(settings.out).expanduser()
     check_format(out)

@@ -8,8 +8,8 @@ from pathlib import Path
 from condconv.analysis import RecordedNetwork
 from condconv.analysis.curves import MEASURED
 from condconv.errors import CheckpointError
-from condconv.training.run_folder import RunFolder
-from condconv.training.trained import metadata
+from condconv.runs.folder import RunFolder
+from condconv.runs.trained import metadata
 
 
 def recorded_networks(path: Path) -> list[RecordedNetwork]:

@@ -15,8 +15,8 @@ from condconv.cli.parser import Parser
 from condconv.errors import ArgumentError
 from condconv.reading import parse_yaml, read_text
 from condconv.recipes import load_recipe
-from condconv.training.config import TrainConfig
-from condconv.training.rules import flag
+from condconv.runs.config import TrainConfig
+from condconv.runs.settings import flag
 
 _NAMES = tuple(field.name for field in fields(TrainConfig))
 

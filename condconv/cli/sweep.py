@@ -11,7 +11,7 @@ from condconv.cli.parser import Parser
 from condconv.cli.progress import progress_bar
 from condconv.errors import ArgumentError, BusyError, argument_error
 from condconv.registry import unknown_name_message
-from condconv.training.study import Cell, Study, read_study
+from condconv.studies.study import Cell, Study, read_study
 
 
 def make_parser() -> Parser:
@@ -41,8 +41,8 @@ def run(arguments: Sequence[str]) -> int:
         return 0
 
     # Imported here: --help, wrong options and --list answer without loading Lightning and timm.
-    from condconv.training.interruption import Interrupted, StopRequest
-    from condconv.training.sweep import Sweep, pending
+    from condconv.signals import Interrupted, StopRequest
+    from condconv.studies.sweep import Sweep, pending
 
     todo = pending(study, cells)
     print(f"{study.name}: {len(cells) - len(todo)} of {len(cells)} runs are done", flush=True)
@@ -57,7 +57,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def run_all(sweep, todo: Sequence[Cell]) -> int:  # type: ignore[no-untyped-def]
     """Run by run; one that fails does not keep the others from running."""
-    from condconv.training.sweep import RunFailed
+    from condconv.studies.sweep import RunFailed
 
     failed, seconds = 0, []
     for number, (arm, seed) in enumerate(todo, 1):

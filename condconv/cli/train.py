@@ -15,7 +15,7 @@ import yaml
 from condconv.cli.parser import Parser
 from condconv.cli.settings import add_settings, given, parse
 from condconv.errors import ArgumentError
-from condconv.training.config import SMALL_INPUT, TrainConfig
+from condconv.runs.config import SMALL_INPUT, TrainConfig
 
 SMALL_RECIPE = "small_images"
 
@@ -53,10 +53,10 @@ def run(arguments: Sequence[str]) -> int:
         calls, settings = parse(parser, [*arguments, *recipe_for(settings)])
 
     # Imported here: --help and wrong options answer without loading Lightning and timm.
+    from condconv.runs.folder import RunFolder, find_run
+    from condconv.signals import Interrupted, StopRequest
     from condconv.training.console import RunConsole
     from condconv.training.experiment import Experiment, Processes, resumed_config
-    from condconv.training.interruption import Interrupted, StopRequest
-    from condconv.training.run_folder import RunFolder, find_run
 
     processes = Processes.from_environment()
     first = processes.rank == 0

@@ -1,7 +1,7 @@
 """Swapping layers: into conditional ones, and back.
 
-A converted layer keeps the static one that it replaced in an `Origin`, a plain object: it is in neither `parameters()`
-nor `state_dict()`, but deepcopy and pickle carry it along, with ties between layers intact.
+A converted layer keeps the static one that it replaced in an `Original`, a plain object: it is in neither
+`parameters()` nor `state_dict()`, but deepcopy and pickle carry it along, with ties between layers intact.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from condconv.arguments import a_module, flag
 from condconv.banks import PackedBank
 from condconv.conversion.same_padding import pads_same, same_padded
 from condconv.conversion.sharing import Group
-from condconv.conversion.upcycle import constant_scale, upcycle
+from condconv.conversion.upcycle import constant_scale, upcycle_experts
 from condconv.errors import ConversionError
 from condconv.layers import ConditionalLayer, RouterFactory
 from condconv.routers import Router, RoutingScope, attach_scope, detach_scopes
@@ -47,7 +47,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Origin:
+class Original:
     """Where a converted layer comes from."""
 
     static: nn.Module
@@ -99,19 +99,19 @@ def apply_steps(
     for step in steps:
         dtype = cast(Tensor, step.static.weight).dtype
         digests = tuple(_digests(made[step.name], routers[step.name], dtype))
-        object.__setattr__(made[step.name], "origin", Origin(step.static, digests, dtype))
+        object.__setattr__(made[step.name], "original", Original(step.static, digests, dtype))
     return model
 
 
-def origin_of(layer: ConditionalLayer) -> Origin | None:
+def original_of(layer: ConditionalLayer) -> Original | None:
     """Return where a layer comes from, or None for one that was built conditional or loaded."""
-    return getattr(layer, "origin", None)
+    return getattr(layer, "original", None)
 
 
 def forget_originals(model: nn.Module) -> nn.Module:
     """Drop the static layers that conversion keeps (memory; `revert` is then refused) and return the model."""
     for _, layer in conditional_layers(model):
-        vars(layer).pop("origin", None)
+        vars(layer).pop("original", None)
     return model
 
 
@@ -135,7 +135,7 @@ def revert(model: nn.Module, discard_training: bool = False) -> nn.Module:
     layers = list(conditional_layers(model))
     if not layers:
         raise ConversionError("revert: the model has no conditional layer, so there is nothing to revert")
-    missing = [name for name, layer in layers if origin_of(layer) is None]
+    missing = [name for name, layer in layers if original_of(layer) is None]
     if missing:
         raise ConversionError(
             f"revert: no original is known of {_some(missing)}: built conditional or loaded from disk, where only the "
@@ -221,7 +221,7 @@ def _share_watch(routers: Sequence[nn.Module]) -> None:
 def _initialise(layer: ConditionalLayer, step: Step, router: Router, init: str) -> None:
     if init == "upcycle":
         scale = constant_scale(router, step.name)
-        upcycle(layer.bank.weight, layer.bank.bias, cast(Tensor, step.static.weight), step.static.bias, scale)  # type: ignore[arg-type]
+        upcycle_experts(layer.bank.weight, layer.bank.bias, cast(Tensor, step.static.weight), step.static.bias, scale)  # type: ignore[arg-type]
 
 
 def _routers(model: nn.Module) -> dict[RoutingScope, Router]:
@@ -234,9 +234,9 @@ def _routers(model: nn.Module) -> dict[RoutingScope, Router]:
 
 
 def _has_changed(layer: ConditionalLayer, routers: dict[RoutingScope, Router]) -> bool:
-    origin = cast(Origin, origin_of(layer))
+    original = cast(Original, original_of(layer))
     router = layer.router if layer.scope is None else routers.get(layer.scope)
-    return tuple(_digests(layer, router, origin.dtype)) != origin.digests
+    return tuple(_digests(layer, router, original.dtype)) != original.digests
 
 
 def _digests(layer: ConditionalLayer, router: nn.Module | None, dtype: torch.dtype) -> Iterator[str]:
@@ -254,8 +254,8 @@ def _digests(layer: ConditionalLayer, router: nn.Module | None, dtype: torch.dty
 
 def _restored(layer: ConditionalLayer) -> nn.Module:
     """Return the original, moved to where the converted layer has been moved since."""
-    origin = cast(Origin, origin_of(layer))
-    static = origin.static
+    original = cast(Original, original_of(layer))
+    static = original.static
     now = layer.bank.weight
     before = cast(Tensor, static.weight)
     if (now.device, now.dtype) != (before.device, before.dtype):

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from condconv.arguments import a_module
-from condconv.conversion.apply import conditional_layers, origin_of, refuse_inference_form, replace_layer
+from condconv.conversion.apply import conditional_layers, original_of, refuse_inference_form, replace_layer
 from condconv.counting.trace import evaluating
 from condconv.errors import ConversionError, argument_error
 from condconv.layers import ConditionalLayer
-from condconv.observation import record_routing
 from condconv.routers import detach_scopes
+from condconv.routing_hooks import record_routing
 
 _log = logging.getLogger("condconv")
 
@@ -97,10 +97,10 @@ def _static_copy(model: nn.Module, means: dict[str, Tensor]) -> nn.Module:
 def _static_layer(layer: ConditionalLayer, mean: Tensor) -> nn.Module:
     """The layer's original with new weights where there is one (right class, hooks and padding), else a new layer."""
     mixed = cast(Any, layer.to_static(mean))
-    origin = origin_of(layer)
-    if origin is None:
+    original = original_of(layer)
+    if original is None:
         return mixed
-    static = cast(Any, copy.deepcopy(origin.static)).to(layer.weight)
+    static = cast(Any, copy.deepcopy(original.static)).to(layer.weight)
     with torch.no_grad():
         static.weight.copy_(mixed.weight)
         if static.bias is not None:

@@ -46,7 +46,9 @@ def constant_scale(router: Router, where: str) -> float:
 
 
 @torch.no_grad()
-def upcycle(experts: Tensor, bias: Tensor | None, weight: Tensor, static_bias: Tensor | None, scale: float) -> None:
+def upcycle_experts(
+    experts: Tensor, bias: Tensor | None, weight: Tensor, static_bias: Tensor | None, scale: float
+) -> None:
     """Fill experts (n, *kernel) and bias (n, O) from a static kernel and bias; `scale` is c."""
     # In f64, so that rounding to the parameters' dtype happens once.
     kernel = weight.detach().double()

@@ -3,7 +3,7 @@
 from condconv.data.mixup import MixedSample, MixupView
 from condconv.data.opening import open_source, sources
 from condconv.data.sampling import EpochSampler, SampleKey, sample_seed
-from condconv.data.source import ImageSet, Source, Subset, TensorImages
+from condconv.data.source import ImageSet, Source, Subset, TensorImages, default_workers
 from condconv.data.views import IGNORED, ImageView, Sample
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Source",
     "Subset",
     "TensorImages",
+    "default_workers",
     "open_source",
     "sample_seed",
     "sources",

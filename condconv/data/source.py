@@ -6,6 +6,7 @@ can go on at the very sample it stopped at.
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -114,6 +115,11 @@ class Source:
         if side is None:
             return self
         return replace(self, image_size=(side, side), native=self.native and self.image_size == (side, side))
+
+
+def default_workers(source: Source) -> int:
+    """No processes for a set in memory, else one for each core up to eight."""
+    return 0 if source.in_memory else min(8, os.cpu_count() or 1)
 
 
 def _subset(images: ImageSet, limit: int | None) -> ImageSet:

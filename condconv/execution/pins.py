@@ -14,12 +14,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from condconv.cpu_info import processor
 from condconv.execution.native import instruction_set
 from condconv.execution.native.strategy import needs_gradient
 from condconv.execution.planner import AUTO
+from condconv.func_transforms import transformed
 from condconv.lowered import Lowered
-from condconv.machine import processor
-from condconv.transforms import transformed
 
 
 class Question(NamedTuple):

@@ -19,15 +19,15 @@ from condconv.execution.mixture_of_experts import MixtureOfExperts
 from condconv.execution.native.strategy import Native, needs_gradient
 from condconv.execution.native.triton_strategy import Triton
 from condconv.execution.reference import Reference
+from condconv.func_transforms import transformed
 from condconv.geometry import ConvGeometry
 from condconv.lowered import Kernels, Lowered, Mixture, Packed
 from condconv.registry import Registry
-from condconv.transforms import transformed
 
 AUTO = "auto"
 MOST_PLANS = 4096
 """Choices that are remembered."""
-LARGE_ON_A_GPU = 2**23
+LARGE_ON_A_GPU = 2**22
 """Elements of x from which on a GPU's time for a depthwise convolution is that of the kernel, not of its launch."""
 
 

@@ -22,9 +22,9 @@ from condconv.errors import RoutingError, ShapeError, argument_error
 from condconv.execution import AUTO, Pins, check_strategy, choose, execute, pinned
 from condconv.geometry import ConvGeometry
 from condconv.lowered import Mixture, Packed
-from condconv.observation import observe
 from condconv.reuse import reuse
 from condconv.routers import Router, RoutingScope
+from condconv.routing_hooks import run_hooks
 
 RouterFactory = Callable[[int, int], Router]
 """(in_channels, num_experts) → router."""
@@ -134,7 +134,7 @@ class ConditionalLayer(nn.Module):
                 f"they must have shape (B, n) = ({batch}, {self.num_experts})"
                 + ("; a block that regroups its batch needs share=None" if self.scope is not None else "")
             )
-        return observe(self, coefficients)
+        return run_hooks(self, coefficients)
 
     def _lower(self, coefficients: Tensor) -> Any:
         """Return what the bank makes of coefficients (B, n)."""

@@ -23,7 +23,7 @@ from typing import Any, get_args, get_type_hints
 from condconv.errors import ArgumentError, UnknownNameError
 from condconv.reading import parse_yaml, read_text
 from condconv.registry import unknown_name_message
-from condconv.training.config import TrainConfig
+from condconv.runs.config import TrainConfig
 
 FOLDER = Path(__file__).parent
 _ABOUT = ("base", "dataset", "source", "outcome")

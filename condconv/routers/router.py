@@ -19,10 +19,10 @@ from torch.nn import functional as F
 
 from condconv.arguments import MOST_ELEMENTS, a_module, integer, probability
 from condconv.errors import argument_error
+from condconv.func_transforms import transformed
 from condconv.operators import available
 from condconv.routers.gates import Gate, drop_experts
 from condconv.routers.normalisation import EPSILON, PooledNorm
-from condconv.transforms import transformed
 
 
 class Router(nn.Module):

@@ -6,7 +6,7 @@ from torch import nn
 
 from condconv.routers.gates import SoftmaxGate
 from condconv.routers.schedule import TemperatureSchedule
-from condconv.training.config import TrainConfig
+from condconv.runs.config import TrainConfig
 
 ANNEALING_EPOCHS = 10
 

@@ -11,9 +11,10 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from condconv.evaluation.routing import routed_together
 from condconv.routers.gates import SoftmaxGate
+from condconv.runs.metrics import EpochRow
 from condconv.training.module import Batch, ClassificationModule
-from condconv.training.routing import routed_together
 
 
 class DamagedImages(pl.Callback):
@@ -50,18 +51,6 @@ class DamagedImages(pl.Callback):
         self.train, self.val = set(state_dict["train"]), set(state_dict["val"])
 
 
-Row = dict[str, float | int | str]
-"""One epoch of one network: the columns of metrics.csv."""
-
-COLUMNS = (
-    "network", "epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_rate", "temperature",
-    "gradient_norm", "router_entropy", "dead_experts", "always_on_experts", "router_bimodality", "images_per_s",
-    "loading_share", "seconds", "memory_mb",
-)  # fmt: skip
-TIMING_COLUMNS = frozenset({"images_per_s", "loading_share", "seconds", "memory_mb"})
-"""Columns that differ between two runs of the same settings."""
-
-
 class EpochRows(pl.Callback):
     """Makes the row of each epoch and hands it on; the rows so far are part of the checkpoint.
 
@@ -71,10 +60,10 @@ class EpochRows(pl.Callback):
     means, dead and always-on experts sums (see `RouterHealth`).
     """
 
-    def __init__(self, network: str, on_row: Callable[[list[Row]], None]) -> None:
+    def __init__(self, network: str, on_row: Callable[[list[EpochRow]], None]) -> None:
         self.network = network
         self.on_row = on_row
-        self.rows: list[Row] = []
+        self.rows: list[EpochRow] = []
         self._train_seconds = 0.0
         self._waiting_seconds = 0.0
         self._seconds = 0.0
@@ -149,7 +138,7 @@ class EpochRows(pl.Callback):
         self._images = state_dict["images"]
 
 
-def router_columns(module: ClassificationModule) -> Row:
+def router_columns(module: ClassificationModule) -> EpochRow:
     """What a row says about the routers, each counted once however many layers it serves; empty without routers."""
     if module.routing is None:
         return dict.fromkeys(("router_entropy", "dead_experts", "always_on_experts", "router_bimodality"), "")

@@ -19,8 +19,8 @@ from torch import Tensor
 from condconv.errors import CheckpointError
 from condconv.files import write_bytes
 from condconv.reading import open_regular
-from condconv.training.config import TrainConfig
-from condconv.training.interruption import Interrupted, StopRequest, agree
+from condconv.runs.config import TrainConfig
+from condconv.signals import Interrupted, StopRequest, agree
 
 FORMAT = 1
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.markup import escape
 
-from condconv.training.callbacks import Row
+from condconv.runs.metrics import EpochRow
 
 _HEADER = (
     f"{'network':<12} {'epoch':>9} {'loss':>8} {'val loss':>8} {'accuracy':>9} {'images/s':>9} {'memory':>9} "
@@ -27,7 +27,7 @@ class RunConsole:
         """One line the user should see."""
         self.console.print(escape(text), style="yellow" if text.startswith("notice:") else "")
 
-    def epoch(self, rows: Sequence[Row], epochs: int) -> None:
+    def epoch(self, rows: Sequence[EpochRow], epochs: int) -> None:
         """The line of the last row; a header where a network begins."""
         row = rows[-1]
         if row["network"] != self._network:
@@ -40,7 +40,7 @@ class RunConsole:
         self.console.print(escape(text))
 
 
-def epoch_line(rows: Sequence[Row], epochs: int) -> str:
+def epoch_line(rows: Sequence[EpochRow], epochs: int) -> str:
     """One aligned line. The ETA is for this network: epochs left times the mean of those done."""
     row = rows[-1]
     left = (epochs - int(row["epoch"])) * sum(float(r["seconds"]) for r in rows) / len(rows)
@@ -51,7 +51,7 @@ def epoch_line(rows: Sequence[Row], epochs: int) -> str:
     )
 
 
-def _routers(row: Row) -> str:
+def _routers(row: EpochRow) -> str:
     """Entropy, dead and always-on experts, bimodality; dashes for a static network."""
     if row["router_entropy"] == "":
         return f"{'-':>8} {'-':>5} {'-':>5} {'-':>8}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytorch_lightning as pl
@@ -10,13 +9,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from condconv.data import EpochSampler, ImageView, MixupView, Source
-from condconv.training.config import TrainConfig
-from condconv.training.interruption import leave_signals_to_parent
-
-
-def default_workers(source: Source) -> int:
-    """No processes for a set in memory, else one for each core up to eight."""
-    return 0 if source.in_memory else min(8, os.cpu_count() or 1)
+from condconv.runs.config import TrainConfig
+from condconv.signals import leave_signals_to_parent
 
 
 def train_view(source: Source, config: TrainConfig) -> ImageView | MixupView:

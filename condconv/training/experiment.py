@@ -16,24 +16,26 @@ from pytorch_lightning.plugins.environments import LightningEnvironment, TorchEl
 from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 
-from condconv.data import ImageView, Source, open_source
+from condconv.data import ImageView, Source, default_workers, open_source
+from condconv.devices import resolve_device
 from condconv.errors import ArgumentError, DataError
-from condconv.registry import unknown_name_message
-from condconv.training.callbacks import DamagedImages, EpochRows, Row
+from condconv.evaluation.routing import experts_by_layer
+from condconv.evaluation.validation import latency_ms, validate
+from condconv.runs.config import PRECISIONS, TrainConfig
+from condconv.runs.folder import RunFolder
+from condconv.runs.metrics import EpochRow
+from condconv.runs.networks import NetworkSpec, overhead_advice, plan_networks
+from condconv.runs.report import NetworkResult, save_weights, write_summary
+from condconv.runs.routing_report import RoutingFound, routing_report
+from condconv.signals import StopRequest
+from condconv.training.callbacks import DamagedImages, EpochRows
 from condconv.training.checkpoint import AtomicCheckpointIO, CheckpointKeeper, read_checkpoint, require_same_run
-from condconv.training.config import DEVICES, PRECISIONS, TrainConfig
 from condconv.training.console import RunConsole
-from condconv.training.datamodule import SourceDataModule, default_workers
-from condconv.training.evaluation import evaluate, latency_ms
+from condconv.training.datamodule import SourceDataModule
 from condconv.training.health import HEALTH_COLUMNS, HealthWarnings
-from condconv.training.interruption import StopRequest
 from condconv.training.module import ClassificationModule
-from condconv.training.networks import NetworkSpec, overhead_advice, plan_networks
 from condconv.training.optimization import peak_learning_rate
-from condconv.training.report import NetworkResult, save_weights, write_report
-from condconv.training.routing import conditional_layers
-from condconv.training.routing_report import RoutingFound, RoutingImages, routing_report
-from condconv.training.run_folder import RunFolder
+from condconv.training.routing_images import RoutingImages
 from condconv.training.tuned import TuneOnce
 
 # These change nothing about the results, so a checkpoint may be resumed with others.
@@ -60,7 +62,7 @@ class Trained:
     """A network after its last epoch."""
 
     network: nn.Module
-    rows: Sequence[Row]
+    rows: Sequence[EpochRow]
     damaged: DamagedImages
 
 
@@ -81,7 +83,7 @@ class Experiment:
         workers = config.workers if config.workers is not None else default_workers(self.source)
         self.workers = workers
         self.specs = plan_networks(config, self.source)
-        self._health: list[Row] = []
+        self._health: list[EpochRow] = []
         for advice in overhead_advice(config, self.source, self.specs):
             console.notice(advice)
         if config.base_batch is not None:
@@ -131,7 +133,7 @@ class Experiment:
     def run(self, folder: RunFolder) -> str:
         """Train, report, and return the results table ("" in processes other than the first)."""
         silence_lightning()
-        done: list[Row] = []
+        done: list[EpochRow] = []
         trained: list[Trained] = []
         for spec in self.specs:
             self.stop.check()
@@ -142,27 +144,27 @@ class Experiment:
             torch.distributed.destroy_process_group()
         return self._report(folder, trained) if self.processes.rank == 0 else ""
 
-    def _train(self, spec: NetworkSpec, folder: RunFolder, done: Sequence[Row]) -> Trained:
+    def _train(self, spec: NetworkSpec, folder: RunFolder, done: Sequence[EpochRow]) -> Trained:
         network = spec.build()
         module = self.module(network)
 
-        def on_row(rows: list[Row]) -> None:
+        def on_row(rows: list[EpochRow]) -> None:
             if self.processes.rank == 0:
                 folder.write_metrics([*done, *rows])
                 self.console.epoch(rows, self.config.epochs)
 
-        def on_health(rows: list[Row]) -> None:
+        def on_health(rows: list[EpochRow]) -> None:
             if self.processes.rank == 0:
                 folder.write_table("router_health.csv", HEALTH_COLUMNS, [*self._health, *rows])
 
         rows, damaged = EpochRows(spec.name, on_row), DamagedImages()
         health = HealthWarnings(rows, on_health, self.console.notice, self.workers)
         callbacks: list[pl.Callback] = [rows, health, damaged]
-        if self.config.tensorboard is not None and conditional_layers(network) and self.processes.rank == 0:
+        if self.config.tensorboard is not None and experts_by_layer(network) and self.processes.rank == 0:
             images = folder.path / "tensorboard" / spec.name
             # First, so that its time counts as part of the epoch's and not of the next one's training.
             callbacks.insert(0, RoutingImages(self.source, images, self.config.tensorboard))
-        if self.config.tune and conditional_layers(network):
+        if self.config.tune and experts_by_layer(network):
             shape = (self.batch_size, self.source.channels, *self.source.image_size)
             # First, so that its time is not the first epoch's.
             callbacks.insert(0, TuneOnce(shape, self.stop, self.console.table))
@@ -212,7 +214,7 @@ class Experiment:
         results = []
         for spec, one in zip(self.specs, trained, strict=True):
             self.stop.check()
-            evaluation = evaluate(
+            evaluation = validate(
                 one.network, view, len(self.source.classes), self.batch_size, self.workers, self.device
             )
             results.append(NetworkResult(spec, one.rows, evaluation, latency_ms(one.network, image_shape, self.device)))
@@ -221,7 +223,7 @@ class Experiment:
         if damaged:
             self.console.notice(f"notice: skipped {len(damaged)} damaged samples, listed in {folder.summary}")
         routing = self._routing_report(folder, trained) if self.config.report else None
-        return write_report(folder, self.config, self.source, results, damaged, self.device, routing)
+        return write_summary(folder, self.config, self.source, results, damaged, self.device, routing)
 
     def _routing_report(self, folder: RunFolder, trained: Sequence[Trained]) -> RoutingFound | None:
         networks = [(spec, one.network, one.rows) for spec, one in zip(self.specs, trained, strict=True)]
@@ -242,23 +244,6 @@ def require_class_count(config: TrainConfig, source: Source) -> None:
             f"{source.name}: {found} classes, and the classifier is to have {config.num_classes} (--num-classes); pass "
             f"--num-classes {found} for a classifier of these, or the data that it was meant for"
         )
-
-
-def resolve_device(name: str, precision: str = "32") -> torch.device:
-    """The device of `--device`; `ArgumentError` where it is unknown, not there, or cannot do the precision."""
-    if name not in DEVICES:
-        raise ArgumentError(f"--device: {unknown_name_message('device', name, DEVICES)}")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ArgumentError(
-            "--device cuda: torch finds no CUDA device; pass --device cpu or install torch for your GPU"
-        )
-    if name == "mps" and not torch.backends.mps.is_available():
-        raise ArgumentError("--device mps: torch finds no Apple GPU; pass --device cpu")
-    if precision == "16" and name == "cpu":
-        raise ArgumentError("--precision 16: float16 training needs a GPU; pass --precision bf16 or 32")
-    return torch.device(name)
 
 
 def silence_lightning() -> None:

@@ -9,10 +9,11 @@ import pytorch_lightning as pl
 
 from condconv.analysis.measures import DEAD_SHARE
 from condconv.analysis.totals import HIGH
-from condconv.training.callbacks import EpochRows, Row
-from condconv.training.finiteness import router_of
+from condconv.evaluation.routing import RouterHealth, off_below, routed_together
+from condconv.runs.metrics import EpochRow
+from condconv.training.callbacks import EpochRows
 from condconv.training.module import ClassificationModule
-from condconv.training.routing import RouterHealth, off_below, routed_together
+from condconv.training.nan_check import router_of
 
 WAITING_LIMIT = 0.2
 """Share of the training time spent waiting for images from which on that is said."""
@@ -33,13 +34,13 @@ class HealthWarnings(pl.Callback):
     """
 
     def __init__(
-        self, rows: EpochRows, on_rows: Callable[[list[Row]], None], notice: Callable[[str], None], workers: int
+        self, rows: EpochRows, on_rows: Callable[[list[EpochRow]], None], notice: Callable[[str], None], workers: int
     ) -> None:
         self.epochs = rows
         self.on_rows = on_rows
         self.notice = notice
         self.workers = workers
-        self.rows: list[Row] = []
+        self.rows: list[EpochRow] = []
         self.said: set[str] = set()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -94,7 +95,7 @@ class HealthWarnings(pl.Callback):
         self.rows, self.said = [dict(row) for row in state_dict["rows"]], set(state_dict["said"])
 
 
-def _row(network: str, epoch: float | int | str, router: str, layers: int, health: RouterHealth) -> Row:
+def _row(network: str, epoch: float | int | str, router: str, layers: int, health: RouterHealth) -> EpochRow:
     return {
         "network": network,
         "epoch": epoch,

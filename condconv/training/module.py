@@ -17,14 +17,14 @@ from torchmetrics import MeanMetric
 
 from condconv.data import IGNORED
 from condconv.errors import CheckpointError, NonFiniteError
-from condconv.observation import override_routing, record_routing
+from condconv.evaluation.routing import RoutingStatistics, experts_by_layer
+from condconv.routing_hooks import override_routing, record_routing
+from condconv.runs.config import TrainConfig
+from condconv.training.activation_checkpointing import checkpoint_activations
 from condconv.training.annealing import annealing
-from condconv.training.averaging import AveragedNetwork
-from condconv.training.config import TrainConfig
-from condconv.training.finiteness import CoefficientWatch, router_of
+from condconv.training.ema import EMA
+from condconv.training.nan_check import NaNCheck, router_of
 from condconv.training.optimization import learning_rate_factor, make_optimizer, peak_learning_rate
-from condconv.training.recomputation import recompute_activations
-from condconv.training.routing import RoutingStatistics, conditional_layers
 
 Batch = tuple[Tensor, ...]
 """Images (B, C, H, W), labels (B,), indices (B,), whether each image could be decoded (B,); in training with Mixup
@@ -61,7 +61,7 @@ class ClassificationModule(pl.LightningModule):
         super().__init__()
         self.config = config
         if config.activation_checkpointing:
-            recompute_activations(network)
+            checkpoint_activations(network)
         self.network = network.to(memory_format=self.memory_format)
         # No child: compiled code is another way to run the same network, which is watched and saved uncompiled.
         self._run: Callable[[Tensor], Tensor]
@@ -69,17 +69,17 @@ class ClassificationModule(pl.LightningModule):
         self.lr = peak_learning_rate(config, global_batch)
         self.factor = factor or partial(learning_rate_factor, config, steps_per_epoch=steps_per_epoch)
         self.temperature = annealing(network, config, steps_per_epoch)
-        self.average = AveragedNetwork(network, config.ema) if config.ema else None
+        self.average = EMA(network, config.ema) if config.ema else None
         # By default NaN would be left out of the means.
         self.train_loss = MeanMetric(nan_strategy="disable")
         self.train_accuracy = MeanMetric()
         self.gradient_norm = MeanMetric(nan_strategy="disable")
         self.val_loss = MeanMetric(nan_strategy="disable")
         self.val_accuracy = MeanMetric()
-        layers = conditional_layers(network)
+        layers = experts_by_layer(network)
         self.routing = RoutingStatistics(layers, num_classes) if layers else None
-        # Compiled code shows nothing to observers.
-        self.watch = CoefficientWatch() if layers and not config.compile else None
+        # Compiled code runs no hooks.
+        self.nan_check = NaNCheck() if layers and not config.compile else None
         self._restored: dict[str, Any] | None = None
 
     @property
@@ -114,8 +114,8 @@ class ClassificationModule(pl.LightningModule):
         """Begin the epoch's running means anew."""
         for name in _TRAINING_METRICS:
             getattr(self, name).reset()
-        if self.watch is not None:
-            self.watch.reset()
+        if self.nan_check is not None:
+            self.nan_check.reset()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
@@ -129,11 +129,11 @@ class ClassificationModule(pl.LightningModule):
         return loss
 
     def _watched(self, images: Tensor, batch_idx: int) -> Tensor:
-        if self.watch is None:
+        if self.nan_check is None:
             return self._run(images)
-        with override_routing(self.network, self.watch):
+        with override_routing(self.network, self.nan_check):
             logits = self._run(images)
-        self.watch.step_done(batch_idx)
+        self.nan_check.step_done(batch_idx)
         return logits
 
     def configure_gradient_clipping(
@@ -165,7 +165,7 @@ class ClassificationModule(pl.LightningModule):
 
         The message names the first layer whose coefficients did, and its router.
         """
-        first = self.watch.first() if self.watch is not None else None
+        first = self.nan_check.first() if self.nan_check is not None else None
         loss, norm = bool(self.train_loss.mean_value.isfinite()), bool(self.gradient_norm.mean_value.isfinite())
         if loss and norm and first is None:
             return

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from condconv.errors import ArgumentError
 from condconv.registry import unknown_name_message
 from condconv.routers import Router
-from condconv.training.config import TrainConfig
+from condconv.runs.config import TrainConfig
 
 DEFAULT_WARM_UP_SHARE = 0.05
 

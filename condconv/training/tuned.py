@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed
 
-from condconv.training.interruption import StopRequest
+from condconv.signals import StopRequest
 from condconv.training.module import ClassificationModule
 from condconv.tuning import pin_records, restore_pins, tune
 from condconv.tuning.records import Records

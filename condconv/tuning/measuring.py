@@ -26,7 +26,7 @@ from condconv.execution import (
 from condconv.geometry import ConvGeometry
 from condconv.layers import ConditionalLayer
 from condconv.lowered import Lowered
-from condconv.observation import conditional_names, override_routing
+from condconv.routing_hooks import conditional_names, override_routing
 from condconv.timing import UNSTEADY, Call, Timing, finished, measure
 
 BURST_S, TURNS = 0.02, 5

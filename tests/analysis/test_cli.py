@@ -89,7 +89,7 @@ def test_a_run_folder_needs_no_data_and_a_report_is_never_overwritten(runs: Path
 def test_the_weights_of_the_run_are_what_is_analysed(runs: Path) -> None:
     """The report at the end of training, from the network in memory, equals one made from the files."""
     from condconv.analysis import examine
-    from condconv.training.trained import load_trained
+    from condconv.runs.trained import load_trained
 
     model, source = load_trained(runs / "small-1", "conditional", open_source("digits"))
     found, _ = examine(model, source.limited(None, 40), title="", workers=0)

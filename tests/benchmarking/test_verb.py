@@ -16,7 +16,7 @@ from torch import nn
 import condconv
 from condconv.benchmarking import networks, rows
 from condconv.benchmarking.report import as_picture, as_table
-from condconv.benchmarking.rows import Benchmark, Cell, plan
+from condconv.benchmarking.rows import Benchmark, TimingCell, timing_cells
 from condconv.cli.main import main
 from condconv.conversion.apply import conditional_layers
 from tests.cli.runner import SMALL as SMALL_RUN
@@ -131,7 +131,7 @@ def test_what_torch_cannot_do_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(rows, "measure", fail)
     with pytest.raises(condconv.ArgumentError, match="eager, batch 1: no memory; leave that cell out"):
-        benchmark.rows(Cell("eager", 1, 1))
+        benchmark.rows(TimingCell("eager", 1, 1))
     with pytest.raises(condconv.ArgumentError, match="gives no logits"):
         Benchmark("ssd", condconv.create_model("condconv_ssd_mobilenetv1_050"), (3, 300, 300), True, False, CPU)
 
@@ -143,7 +143,7 @@ def interrupt_second_cell() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     cell_rows, done = Benchmark.rows, []
 
-    def measured(self: Benchmark, cell: Cell) -> list[dict[str, object]]:
+    def measured(self: Benchmark, cell: TimingCell) -> list[dict[str, object]]:
         if done:
             os.kill(os.getpid(), signal.SIGINT)
             threading.Event().wait(10)
@@ -162,8 +162,9 @@ def test_interrupted_it_leaves_the_rows_that_are_done(small: Words, tmp_path: Pa
 
 
 def test_the_plan_has_each_cell_once_and_compiling_last() -> None:
-    assert plan(["compiled", "eager", "eager"], [1, 2, 1], [1]) == [
-        Cell("eager", 1, 1), Cell("eager", 2, 1), Cell("compiled", 1, 1), Cell("compiled", 2, 1),
+    assert timing_cells(["compiled", "eager", "eager"], [1, 2, 1], [1]) == [
+        TimingCell("eager", 1, 1), TimingCell("eager", 2, 1),
+        TimingCell("compiled", 1, 1), TimingCell("compiled", 2, 1),
     ]  # fmt: skip
 
 

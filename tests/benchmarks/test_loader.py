@@ -4,7 +4,7 @@ from pathlib import Path
 
 from benchmarks.loader import PAGE, SMALL, Case, measure, page, read, write_photographs
 from condconv.data import open_source
-from condconv.training.config import TrainConfig
+from condconv.runs.config import TrainConfig
 
 
 def test_the_loader_is_measured_beside_the_step(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def test_planner_table_measures_every_strategy_in_every_layout(run: Run, monkeyp
     for line in lines:
         assert float(line["grouped_ms"]) > 0 and float(line["batched_gemm_ms"]) > 0
     assert {cell.kind for cell in planner_table.cells()} == set(planner_table.KINDS)
-    assert max(cell.macs for cell in planner_table.cells()) <= planner_table.MOST_MACS
+    assert planner_table.MOST_MACS < max(cell.macs for cell in planner_table.cells()) <= planner_table.LARGEST_MACS
 
 
 def planned(task: dict[str, Any]) -> Iterator[dict[str, object]]:

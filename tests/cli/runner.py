@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from condconv.runs.metrics import TIMING_COLUMNS
 from safetensors.torch import load_file
 
 from condconv.cli.main import main
-from condconv.training.callbacks import TIMING_COLUMNS
 from condconv.training.module import ClassificationModule
 from tests.processes import run
 
@@ -45,8 +45,8 @@ def quick(patch: pytest.MonkeyPatch | None = None) -> None:
     patch.setattr("condconv.tuning.measuring.BURST_S", 0.0)
     patch.setattr("condconv.benchmarking.rows.BURST_S", 0.0)
     patch.setattr("condconv.benchmarking.memory.measure", lambda *_: {"total_mb": "1.5"})
-    patch.setattr("condconv.training.evaluation._LATENCY_PASSES", 1)
-    patch.setattr("condconv.training.figures._png", lambda figure: b"")
+    patch.setattr("condconv.evaluation.validation._LATENCY_PASSES", 1)
+    patch.setattr("condconv.evaluation.figures.png", lambda figure: b"")
     patch.setattr("condconv.analysis.report.to_svg", lambda drawn: "<svg></svg>")
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import condconv
-from condconv.deployment import optimize_for_inference
 from condconv.execution import AUTO
+from condconv.inference import optimize_for_inference
 from condconv.routers import PooledLinear, Router, SoftmaxGate, SqueezeExcite, TopKGate, attach_scope
 from condconv.variants import variants
 from tests.contract.cases import LAYERS, TWO_D, Block, example_input, example_layer, name_of, serving
@@ -139,7 +139,7 @@ def captured(module: nn.Module, x: Tensor, training: bool) -> tuple[Tensor, Call
     torch.cuda.current_stream().wait_stream(stream)
     module.zero_grad(set_to_none=True)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream):  # Gradients are summed up on the stream that they began on.
         y = step()
     return y, graph.replay
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, jvp, vmap
 
 import condconv
-from condconv.deployment import optimize_for_inference
 from condconv.execution import question
+from condconv.inference import optimize_for_inference
 from condconv.routers import attach_scope
 from condconv.variants import variants
 from tests.contract.cases import LAYERS, TWO_D, Block, example_input, example_layer, name_of

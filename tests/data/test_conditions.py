@@ -10,7 +10,7 @@ import torch
 from condconv.data import ImageView, SampleKey, Source, open_source, sample_seed
 from condconv.data.conditions import conditions, parse_conditions
 from condconv.errors import ArgumentError
-from condconv.training.config import CONDITIONS
+from condconv.runs.config import CONDITIONS
 
 
 @pytest.fixture(scope="module")

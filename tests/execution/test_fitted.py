@@ -57,7 +57,7 @@ def forget() -> None:
 def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A process that says it runs on another processor, and holds the native operator to its instructions."""
     name, instructions = request.param
-    monkeypatch.setattr("condconv.machine.processor", lambda: name)
+    monkeypatch.setattr("condconv.cpu_info.processor", lambda: name)
     monkeypatch.setattr("condconv.execution.native.instruction_set", lambda: instructions)
     if instructions == "none":
         monkeypatch.setattr("condconv.operators._LOAD_ERROR", "no such instructions")

@@ -11,9 +11,9 @@ from condconv.errors import ArgumentError, UnknownNameError
 from condconv.models.specs import SPECS
 from condconv.models.ssd import DETECTORS
 from condconv.recipes import list_recipes, load_recipe
-from condconv.training.config import TrainConfig
+from condconv.runs.config import TrainConfig
+from condconv.studies.study import read_rows, read_study
 from condconv.training.optimization import learning_rate_factor, peak_learning_rate
-from condconv.training.study import read_rows, read_study
 
 
 def settings(name: str) -> TrainConfig:

@@ -274,7 +274,7 @@ def disturb_and_note(name: str, kills: int, part: int) -> int:
 
 
 def _scenario(name: str) -> Scenario:
-    for module in ("condconv.training.experiment", "condconv.inference.prediction", "condconv.data.sharding",
+    for module in ("condconv.training.experiment", "condconv.evaluation.predict", "condconv.data.sharding",
                    "condconv.analysis", "condconv.models", "condconv.cli.train"):  # fmt: skip
         importlib.import_module(module)
     scenarios: dict[str, Scenario] = importlib.import_module("tests.reliability.scenarios").SCENARIOS

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from condconv.runs.metrics import TIMING_COLUMNS
 from safetensors.torch import load_file
 
 from condconv.analysis.curves import MEASURED
-from condconv.training.callbacks import TIMING_COLUMNS
 from tests.cli.runner import quick
 from tests.data.writers import write_folder_set
 from tests.reliability.kills import Scenario, Words
-from tests.training.test_sweep import TRAINER
+from tests.studies.test_sweep import TRAINER
 
 TRAINING = {
     "data": "pets", "model": "mobilenetv1_025", "variant": "dynamic_convolution", "num_experts": 2, "width": 0.25,
@@ -38,7 +38,7 @@ def _run(folder: Path) -> None:
     """A run with fresh weights, for the verbs that need one."""
     _pets(folder)
     _settings(folder)
-    from tests.inference.runs import write_run
+    from tests.runs.writing import write_run
 
     run, _ = write_run(folder, str(folder / "pets"), name="run")
     (run / "metrics.csv").write_text(f"network,{','.join(MEASURED)}\nconditional{',0.5' * len(MEASURED)}\n")
@@ -102,8 +102,8 @@ def _sweep_again(folder: Path) -> Words:
 
 def _quick_sweep() -> None:
     patch = pytest.MonkeyPatch()
-    patch.setattr("condconv.training.sweep.TRAIN", (sys.executable, "trainer.py"))
-    patch.setattr("condconv.training.sweep._POLL_S", 0.02)
+    patch.setattr("condconv.studies.sweep.TRAIN", (sys.executable, "trainer.py"))
+    patch.setattr("condconv.studies.sweep._POLL_S", 0.02)
 
 
 SWEEP = ("sweep", "study.yaml", "--threads", "1", "--out", "swept")

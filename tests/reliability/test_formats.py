@@ -28,14 +28,14 @@ from condconv.models import load_weights
 from condconv.models.saving import CONFIG, WEIGHTS
 from condconv.models.tensor_bundle import read_tensors
 from condconv.recipes import _read as read_recipe
+from condconv.runs.folder import RunFolder
+from condconv.runs.trained import stored_source
+from condconv.studies.study import read_rows, read_study
 from condconv.training.checkpoint import read_checkpoint
-from condconv.training.run_folder import RunFolder
-from condconv.training.study import read_rows, read_study
-from condconv.training.trained import stored_source
 from tests.data.writers import idx_bytes, jpeg, shard_samples, write_tar
 from tests.models.bundle_writer import write_bundle
 from tests.reliability.counts import note
-from tests.training.test_study import write_study
+from tests.studies.test_study import write_study
 
 LIMIT_S = 10.0
 

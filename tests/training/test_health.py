@@ -5,12 +5,12 @@ import torch
 from torch import Tensor, nn
 
 from condconv.errors import NonFiniteError
+from condconv.evaluation.routing import RoutingStatistics, normalised_entropy, routed_together
 from condconv.routers import attach_scope
+from condconv.runs.config import TrainConfig
 from condconv.training.callbacks import EpochRows, router_columns
-from condconv.training.config import TrainConfig
 from condconv.training.health import HealthWarnings
 from condconv.training.module import ClassificationModule
-from condconv.training.routing import RoutingStatistics, normalised_entropy, routed_together
 from condconv.variants import CondConv2d
 
 
@@ -134,7 +134,7 @@ def test_what_is_not_finite_is_named() -> None:
 
 def test_the_first_layer_to_go_is_remembered() -> None:
     made = module()
-    watch = made.watch
+    watch = made.nan_check
     assert watch is not None
     for step, values in enumerate(((1.0, 1.0), (1.0, float("inf")), (float("nan"), float("nan")))):
         for name, value in zip(("0.first", "0.third"), values, strict=True):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from condconv.training.config import TrainConfig
+from condconv.runs.config import TrainConfig
 from condconv.training.module import ClassificationModule
 from condconv.variants import DynamicConv2d
 

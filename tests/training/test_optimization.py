@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from condconv.errors import ArgumentError
-from condconv.training.config import TrainConfig
+from condconv.runs.config import TrainConfig
 from condconv.training.optimization import (
     learning_rate_factor,
     make_optimizer,

@@ -10,17 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from condconv.devices import resolve_device
 from condconv.errors import ArgumentError, BusyError, CheckpointError
 from condconv.files import remove_temporaries, write_bytes
-from condconv.training import experiment
+from condconv.runs.config import TrainConfig
+from condconv.runs.figures import depths
+from condconv.runs.folder import RunFolder, find_run
+from condconv.runs.networks import find_width
+from condconv.signals import Interrupted, StopRequest
 from condconv.training.annealing import annealing_steps
 from condconv.training.checkpoint import tensor_mismatches
-from condconv.training.config import TrainConfig
 from condconv.training.console import RunConsole, duration
-from condconv.training.figures import depths
-from condconv.training.interruption import Interrupted, StopRequest
-from condconv.training.networks import find_width
-from condconv.training.run_folder import RunFolder, find_run
+from condconv.training.experiment import Experiment
 
 
 def test_temperature_is_annealed_over_ten_epochs_or_half_of_a_short_run() -> None:
@@ -125,11 +126,11 @@ def test_a_stop_request_of_another_thread_leaves_signals_alone() -> None:
 
 def test_devices_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert experiment.resolve_device("auto").type == "cpu"
+    assert resolve_device("auto").type == "cpu"
     with pytest.raises(ArgumentError, match="torch finds no CUDA device"):
-        experiment.resolve_device("cuda")
+        resolve_device("cuda")
     with pytest.raises(ArgumentError, match="float16 training needs a GPU"):
-        experiment.resolve_device("auto", "16")
+        resolve_device("auto", "16")
 
 
 def test_a_job_of_slurm_without_torchrun_is_one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -139,7 +140,7 @@ def test_a_job_of_slurm_without_torchrun_is_one_process(monkeypatch: pytest.Monk
     said: list[str] = []
     console = RunConsole(quiet=True)
     monkeypatch.setattr(console, "notice", said.append)
-    made = experiment.Experiment(config, StopRequest(), console)
+    made = Experiment(config, StopRequest(), console)
     assert said == ["learning rate: 0.1 for 64 images a step, so 0.2 for 128"]
     assert made.trainer([], max_epochs=1).world_size == 1
 

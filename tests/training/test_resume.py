@@ -17,9 +17,9 @@ import torch
 
 from condconv.cli.main import main
 from condconv.errors import CheckpointError
+from condconv.runs.config import TrainConfig
 from condconv.training import checkpoint
 from condconv.training.checkpoint import CheckpointKeeper, read_checkpoint, require_same_run
-from condconv.training.config import TrainConfig
 from condconv.training.module import ClassificationModule
 from tests.cli.runner import Prepare, condconv, metrics, quick, same_weights, signal_in_step
 

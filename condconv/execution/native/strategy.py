@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from condconv import transforms
+from condconv import func_transforms
 from condconv.errors import StrategyError
 from condconv.execution.closed_forms import batch_of
 from condconv.execution.native import library  # noqa: F401 (it tells torch what the operators are)
@@ -30,7 +30,7 @@ def _differentiated(x: Tensor, lowered: Lowered) -> bool:
     """Whether torch has to know what the operator does with x and them."""
     if torch.compiler.is_compiling() or torch.autograd.forward_ad._current_level >= 0:
         return True
-    return needs_gradient(x, lowered) or transforms.transformed()
+    return needs_gradient(x, lowered) or func_transforms.transformed()
 
 
 class Native:
@@ -56,7 +56,7 @@ class Native:
             return f"the experts are on {experts.device}; it needs a CPU"
         if not isinstance(lowered, Packed) and experts.dtype not in _FLOATS:
             return f"the experts are {experts.dtype}; it needs float32 or bfloat16"
-        return transforms.REFUSAL if transforms.transformed() else load_error()
+        return func_transforms.REFUSAL if func_transforms.transformed() else load_error()
 
     def __call__(self, x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> Tensor:
         """Return y (B, O, *space) in the memory format of x (B, I, *space), with the bias."""

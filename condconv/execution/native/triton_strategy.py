@@ -7,7 +7,7 @@ import importlib.util
 import torch
 from torch import Tensor
 
-from condconv import transforms
+from condconv import func_transforms
 from condconv.execution.closed_forms import mixed_kernel_macs
 from condconv.execution.native.triton_ops import DTYPES, INTERPRETED, depthwise
 from condconv.geometry import ConvGeometry
@@ -37,7 +37,7 @@ class Triton:
             return "Triton is not installed"
         if not (experts.is_cuda or INTERPRETED):
             return f"the experts are on {experts.device}; it needs a CUDA device"
-        return transforms.REFUSAL if transforms.transformed() else None
+        return func_transforms.REFUSAL if func_transforms.transformed() else None
 
     def __call__(self, x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> Tensor:
         """Return y (B, O, H', W'), channels_last, of x (B, I, H, W) with O = I, bias left out."""

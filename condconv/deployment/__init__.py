@@ -1,5 +1,0 @@
-"""Deployment: networks in the form in which they are run."""
-
-from condconv.deployment.inference import InferenceForm, optimize_for_inference
-
-__all__ = ["InferenceForm", "optimize_for_inference"]

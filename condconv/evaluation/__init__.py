@@ -1,0 +1,1 @@
+"""Trained networks at work: evaluation on labelled images, prediction on any."""

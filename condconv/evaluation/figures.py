@@ -1,0 +1,51 @@
+"""The picture of a confusion matrix. Drawn with matplotlib's object interface: no window, no global state."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+_MOST_LABELS = 40
+
+
+def confusion_matrix(confusions: Mapping[str, Tensor], classes: Sequence[str]) -> bytes:
+    """One panel for each network: rows true, columns predicted, each row in % of its images; a PNG."""
+    size = min(4.5 + 0.25 * len(classes), 14)
+    figure = Figure(figsize=(size * len(confusions), size), layout="constrained")
+    panels = figure.subplots(1, len(confusions), squeeze=False)[0]
+    for axes, (network, confusion) in zip(panels, confusions.items(), strict=True):
+        percent = 100 * confusion / confusion.sum(dim=1, keepdim=True).clamp(min=1)
+        image = axes.imshow(percent.numpy(), vmin=0, vmax=100, cmap="cividis")
+        accuracy = 100 * float(confusion.diag().sum() / confusion.sum())
+        axes.set(xlabel="predicted class", ylabel="true class", title=f"{network}: {accuracy:.2f} %")
+        label_classes(axes, classes, both=True)
+        if len(classes) <= 12:
+            for (row, column), value in zip(torch.cartesian_prod(*map(torch.arange, percent.shape)).tolist(),
+                                            percent.flatten().tolist(), strict=True):  # fmt: skip
+                if value >= 0.5:
+                    colour = "black" if value > 50 else "white"
+                    axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=8)
+        figure.colorbar(image, ax=axes, shrink=0.8, label="% of the true class")
+    return png(figure)
+
+
+def label_classes(axes, classes: Sequence[str], both: bool) -> None:  # type: ignore[no-untyped-def]
+    """Name the classes at the axes, where there is room for it."""
+    if len(classes) > _MOST_LABELS:
+        return
+    # Class names are not trusted: "$" would be read as mathematics.
+    names = [name.replace("$", r"\$") for name in classes]
+    axes.set_yticks(range(len(names)), names)
+    if both:
+        axes.set_xticks(range(len(names)), names, rotation=60, ha="right")
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()

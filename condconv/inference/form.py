@@ -1,0 +1,205 @@
+"""The inference form of a network: batch norm folded, experts packed, channels last; same outputs, smaller file.
+
+    optimised = condconv.optimize_for_inference(model, experts="int8")
+
+The form of a static network is its fair rival: folded and channels_last too.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils import _pytree as pytree
+
+from condconv.arguments import a_module, choice, number
+from condconv.banks import PackedBank
+from condconv.conversion.apply import conditional_layers, forget_originals, refuse_inference_form
+from condconv.errors import ConversionError
+from condconv.inference.folding import (
+    Pair,
+    factor_and_shift,
+    find_pairs,
+    fold_static,
+    is_batch_norm,
+    scaled,
+    without_norm,
+)
+from condconv.layers import ConditionalLayer
+from condconv.packed import STORAGES, all_finite
+from condconv.routers import Router
+
+_log = logging.getLogger("condconv")
+
+_REST = {"f32": torch.float32, "bf16": torch.bfloat16}
+_CLOSED = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.jit.ScriptModule)
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class InferenceForm:
+    """What `optimize_for_inference` did; it stays with the network as `network.inference_form`."""
+
+    experts: str
+    """Storage of the experts."""
+    rest: str
+    """Type of everything else."""
+    skip_below: float
+    packed: tuple[str, ...]
+    """Names of the conditional layers."""
+    folded: tuple[str, ...]
+    """Names of the batch norms that are folded into the convolutions in front of them."""
+    left: tuple[str, ...]
+    """Names of the others."""
+
+    def __str__(self) -> str:
+        skipped = f", those with coefficients up to {self.skip_below:g} skipped" if self.skip_below else ""
+        left = f" (left: {', '.join(self.left[:3])}{', …' if len(self.left) > 3 else ''})" if self.left else ""
+        return (
+            f"inference form: experts of {len(self.packed)} layers in {self.experts}{skipped}; "
+            f"{len(self.folded)} of {len(self.folded) + len(self.left)} batch norms folded{left}; rest in {self.rest}"
+        )
+
+
+def optimize_for_inference(
+    model: nn.Module,
+    experts: Literal["f32", "bf16", "int8"] = "f32",
+    rest: Literal["f32", "bf16"] = "f32",
+    skip_below: float = 0.0,
+) -> nn.Module:
+    """Return a copy of a network for inference: faster, smaller, in eval mode; the argument is not touched.
+
+    Every batch norm that directly follows a convolution is folded into it, experts are packed, weights are in
+    channels_last order, and nothing requires gradients. What was done is in the copy's attribute `inference_form`, and
+    is logged. In f32 it computes what `model.eval()` does, to about 1e-5 of the largest output, which is rounding. Not
+    to be called while other threads run networks: torch.fx, which finds the pairs, changes how modules are called.
+
+    Args:
+        model: any network, conditional or static.
+        experts: how experts are stored; they are mixed in f32 whatever it is. "int8" has a scale for each expert and
+            output channel.
+        rest: type of everything else, but for what stays in f32: routers, batch norms that could not be folded, and the
+            biases and scales of the experts. With "bf16" the network casts its inputs to bf16 and its outputs to f32.
+        skip_below: experts whose |coefficient| is at most this are left out of the mixture; 0 leaves those out that
+            are exactly 0. A skipped expert is assumed finite: its NaN would not show.
+
+    Raises:
+        ArgumentError: an argument has none of its values.
+        ConversionError: the model is an inference form already, compiled, scripted or wrapped for parallel training,
+            has parameters that are not initialised yet, or experts that are not finite and have to be.
+    """
+    where = "optimize_for_inference"
+    a_module(where, "model", model)
+    choice(where, "experts", experts, tuple(STORAGES))
+    choice(where, "rest", rest, tuple(_REST))
+    skip_below = number(where, "skip_below", skip_below, minimum=0, remedy="0 skips coefficients of 0 alone")
+    _check(model)
+    made = forget_originals(copy.deepcopy(model)).eval()
+    pairs = find_pairs(made)
+    norms = tuple(name for name, module in made.named_modules() if is_batch_norm(module))
+    packed = _pack(made, pairs, experts, float(skip_below))
+    for pair in pairs:
+        convolution, norm = made.get_submodule(pair.convolution), made.get_submodule(pair.norm)
+        if not isinstance(convolution, ConditionalLayer):
+            fold_static(convolution, norm)
+        made.set_submodule(pair.norm, without_norm(norm))
+    folded = tuple(pair.norm for pair in pairs)
+    left = tuple(name for name in norms if name not in folded)
+    for module in made.modules():
+        if isinstance(module, Router):
+            module.fold_norm()
+    made.requires_grad_(False).zero_grad()
+    _store(made, _REST[rest])
+    form = InferenceForm(experts, rest, float(skip_below), packed, folded, left)
+    object.__setattr__(made, "inference_form", form)
+    made.register_forward_pre_hook(_before, with_kwargs=True)
+    if rest == "bf16":
+        made.register_forward_hook(_after)
+    _log.info("%s", form)
+    return made
+
+
+def _check(model: nn.Module) -> None:
+    refuse_inference_form(model, "optimize_for_inference")
+    # A compiled module is known by its attribute: its class would bring in the whole compiler.
+    if isinstance(model, _CLOSED) or hasattr(model, "_orig_mod"):
+        raise ConversionError(
+            f"optimize_for_inference: model is a {type(model).__name__}, whose modules cannot be replaced; optimise "
+            "the plain module inside, then compile or wrap the result"
+        )
+    lazy = [name for name, p in model.named_parameters() if isinstance(p, nn.parameter.UninitializedParameter)]
+    if lazy:
+        names = ", ".join(lazy[:3])
+        raise ConversionError(f"optimize_for_inference: {names} are not initialised yet (lazy); run the model once")
+
+
+def _pack(model: nn.Module, pairs: Sequence[Pair], storage: str, threshold: float) -> tuple[str, ...]:
+    """Pack the experts of every conditional layer, the factor of the norm behind it included; return their names."""
+    norm_of = {pair.convolution: model.get_submodule(pair.norm) for pair in pairs}
+    layers = tuple(conditional_layers(model))
+    for name, layer in layers:
+        layer.bank = _packed_bank(name, layer, norm_of.get(name), storage, threshold)
+    return tuple(name for name, _ in layers)
+
+
+@torch.no_grad()
+def _packed_bank(
+    name: str, layer: ConditionalLayer, norm: nn.Module | None, storage: str, threshold: float
+) -> PackedBank:
+    experts, bias, shift = layer.weight, layer.bias, None
+    if (storage == "int8" or threshold > 0) and not all_finite(experts):
+        needs = "int8 experts" if storage == "int8" else f"skip_below={threshold:g}"
+        raise ConversionError(
+            f"optimize_for_inference: {name or 'the model'}: has experts that are NaN or infinite, which {needs} would "
+            "hide; look for what spoiled them (condconv.detect_nonfinite)"
+        )
+    if norm is not None:
+        factor, shift = factor_and_shift(norm)
+        experts = scaled(experts, factor, layer.geometry.groups, layer.geometry.transposed)
+        bias = None if bias is None else bias.double() * factor
+    return PackedBank(experts, bias, shift, layer.geometry.groups, storage, threshold)
+
+
+def _store(model: nn.Module, dtype: torch.dtype) -> None:
+    """Cast all but packed experts, routers and batch norms to f32 in any case; static kernels to channels last."""
+    routers = {inside for module in model.modules() if isinstance(module, Router) for inside in module.modules()}
+    for module in model.modules():
+        # Batch norm takes a bf16 image with f32 statistics; those of torchvision's frozen one would make it f32.
+        precise = module in routers or isinstance(module, _BatchNorm)
+        module._apply(functools.partial(_floating_to, dtype=torch.float32 if precise else dtype), recurse=False)
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            module.to(memory_format=torch.channels_last)
+
+
+def _before(model: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Refuse training mode, and hand a network in bf16 its input in bf16."""
+    if model.training:
+        raise ConversionError(
+            f"{type(model).__name__}: is an inference form, where batch norm is folded and experts are packed; call "
+            ".eval(), or train the network it was made from"
+        )
+    form: Any = model.inference_form
+    return _all_to((args, kwargs), torch.bfloat16) if form.rest == "bf16" else (args, kwargs)
+
+
+def _after(model: nn.Module, args: Any, output: Any) -> Any:
+    """Hand out f32."""
+    return _all_to(output, torch.float32)
+
+
+def _all_to(values: Value, dtype: torch.dtype) -> Value:
+    """Cast every floating-point tensor in nested tuples, lists and dictionaries."""
+    cast: Value = pytree.tree_map_only(Tensor, functools.partial(_floating_to, dtype=dtype), values)
+    return cast
+
+
+def _floating_to(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor

@@ -1,0 +1,163 @@
+"""From settings to a network: static or conditional, always the same weights for the same seed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from condconv.conversion import convert
+from condconv.conversion.apply import conditional_layers
+from condconv.data import Source
+from condconv.errors import ArgumentError, argument_error
+from condconv.layers import RouterFactory
+from condconv.models import create_model, initialise_experts, load_weights, static_twin
+from condconv.models.specs import SPECS
+from condconv.models.ssd import DETECTORS
+from condconv.routers import PooledNorm, Router, SigmoidGate, SoftmaxGate
+from condconv.runs.config import SMALL_INPUT, SMALL_INPUT_STRIDES, SMALLEST_MAP, TrainConfig
+from condconv.runs.folder import RunFolder
+from condconv.variants import Share, variants
+
+CONDITIONAL, STATIC, WIDENED = "conditional", "static", "widened"
+_GATES = {"sigmoid": SigmoidGate, "softmax": SoftmaxGate}
+_OF_A_CONVERSION = ("targets", "share", "gate", "router_norm")
+
+
+def output_stride(config: TrainConfig, source: Source) -> int | None:
+    """The asked-for total stride, else that of small inputs, else None: as published.
+
+    A layer with H x W output pixels pays about n / (H W) of its convolution for mixing, so below 64 pixels the network
+    downsamples by 4, or by less where the last map would be smaller than 7 x 7.
+    """
+    if config.output_stride is not None:
+        return config.output_stride
+    side = min(source.image_size)
+    if side >= SMALL_INPUT:
+        return None
+    return next((stride for stride in SMALL_INPUT_STRIDES if side // stride >= SMALLEST_MAP), 1)
+
+
+class NetworkBuilder:
+    """Builds the networks of one configuration; every call begins with the seed."""
+
+    def __init__(self, config: TrainConfig, source: Source) -> None:
+        self.config = config
+        self.source = source
+        self.spec = SPECS.get(config.model)
+        self.variant = self.spec.variant if self.spec is not None else config.variant
+        self.arguments: dict[str, Any] = {"num_classes": len(source.classes), "in_chans": source.channels}
+        stride = output_stride(config, source)
+        given = {"output_stride": stride, "drop_rate": config.dropout, "drop_path_rate": config.drop_path}
+        self.arguments |= {name: value for name, value in given.items() if value}
+        if config.width != 1.0:
+            self.arguments["width_multiplier"] = config.width
+        if self.spec is not None:
+            _refuse_conversion(config)
+        if (self.spec.backbone if self.spec is not None else config.model) in DETECTORS:
+            rule = "is a detector, and 'condconv train' trains classifiers"
+            raise argument_error("train", "model", config.model, rule, "`condconv models` lists the others")
+
+    def static(self, widening: float = 1.0) -> nn.Module:
+        """The static network, with its channels times `widening`; only the unwidened can begin with given weights."""
+        torch.manual_seed(self.config.seed)
+        arguments = dict(self.arguments)
+        if widening != 1.0:
+            arguments["width_multiplier"] = self.config.width * widening
+        model = (static_twin if self.spec is not None else create_model)(self.config.model, **arguments)
+        if self.config.upcycle_from is not None and widening == 1.0:
+            load_weights(model, self._static_weights())
+        return model
+
+    def conditional(self) -> nn.Module:
+        """The conditional network: a row of the zoo, or a conversion as the settings say."""
+        torch.manual_seed(self.config.seed)
+        model = create_model(self.config.model, **self._conditional_arguments())
+        if self.spec is None:
+            targets = None if self.config.targets is None else self.config.targets.split(" + ")
+            convert(
+                model, self.variant, targets=targets, num_experts=self.config.num_experts, share=self._share(),
+                init="fresh", router=self._router(), **self._limit(),
+            )  # fmt: skip
+            initialise_experts(model)  # as the static twin draws its kernels, so that the two start alike
+        if self.config.upcycle_from is not None:
+            load_weights(model, self._static_weights(), upcycle=True)
+        _scale(model, self.config)
+        return model
+
+    def conditional_description(self) -> str:
+        """Variant and numbers of experts, in words."""
+        experts = sorted({layer.num_experts for _, layer in conditional_layers(self.conditional())})
+        return f"{self.variant}, {'/'.join(map(str, experts))} experts"
+
+    def _conditional_arguments(self) -> dict[str, Any]:
+        if self.spec is None:
+            return self.arguments
+        return self.arguments | {"num_experts": self.config.num_experts, **self._limit()}
+
+    def _limit(self) -> dict[str, Any]:
+        """The limit on the overhead of mixing, and the size of the images that it needs."""
+        if self.config.max_overhead is None:
+            return {}
+        size = (self.source.channels, *self.source.image_size)
+        return {"max_overhead": self.config.max_overhead, "input_size": size}
+
+    def _share(self) -> Share:
+        share = self.config.share
+        if share is None:
+            return variants[self.variant].share
+        if share.isdigit():
+            return int(share)
+        return "block" if share == "block" else "network" if share == "network" else None
+
+    def _router(self) -> RouterFactory:
+        make, gate, norm = variants[self.variant].router, self.config.gate, self.config.router_norm
+        if gate is None and not norm:
+            return make
+
+        def changed(in_channels: int, num_experts: int) -> Router:
+            router = make(in_channels, num_experts)
+            if gate is not None:
+                router.gate = _GATES[gate]()
+            if norm:
+                router.norm = PooledNorm(in_channels)
+            return router
+
+        return changed
+
+    def _static_weights(self) -> Path:
+        """The file of --upcycle-from, which must be of the same classes."""
+        path = Path(str(self.config.upcycle_from)).expanduser()
+        path = RunFolder(path).weights(STATIC) if path.is_dir() else path
+        if path.is_file() and path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                classes = json.loads((file.metadata() or {}).get("classes", "null"))
+            if classes is not None and len(classes) != len(self.source.classes):
+                raise ArgumentError(
+                    f"--upcycle-from {path}: a network of {len(classes)} classes, and {self.source.name} has "
+                    f"{len(self.source.classes)}; pass weights that were trained on these classes"
+                )
+        return path
+
+
+def _refuse_conversion(config: TrainConfig) -> None:
+    for name in _OF_A_CONVERSION:
+        if getattr(config, name) not in (None, False):
+            rule = f"is for conversions, and {config.model} is a row of the zoo, which says it itself"
+            remedy = f"leave it out, or convert --model {SPECS[config.model].backbone}"
+            raise argument_error("train", name, getattr(config, name), rule, remedy)
+
+
+@torch.no_grad()
+def _scale(model: nn.Module, config: TrainConfig) -> None:
+    """What is asked of routers and experts beyond the papers' initialisation."""
+    for module in model.modules():
+        if isinstance(module, Router):
+            module.expert_dropout = config.expert_dropout
+            cast(Tensor, module.body[-1].weight).mul_(config.router_init_scale)
+    for _, layer in conditional_layers(model):
+        layer.weight.mul_(config.expert_init_scale)

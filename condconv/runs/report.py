@@ -1,0 +1,183 @@
+"""What a finished run leaves behind: weights, pictures, and `summary.md`, which is written last."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from condconv.data import Source
+from condconv.files import write_bytes, write_text
+from condconv.tables import visible
+from condconv.evaluation.figures import confusion_matrix
+from condconv.runs import figures
+from condconv.runs.metrics import EpochRow
+from condconv.runs.config import TrainConfig
+from condconv.evaluation.validation import Validation
+from condconv.runs.networks import CONDITIONAL, STATIC, WIDENED, NetworkSpec
+from condconv.runs.routing_report import RoutingFound
+from condconv.runs.folder import RunFolder
+
+RATIO_WARNING = 1.15
+
+
+@dataclass(frozen=True)
+class NetworkResult:
+    """One trained network with all that the summary says about it."""
+
+    spec: NetworkSpec
+    rows: Sequence[EpochRow]
+    evaluation: Validation
+    latency_ms: float
+
+    @property
+    def times(self) -> tuple[float, float]:
+        """Of an epoch, training and validation, s (median); of one image, ms."""
+        return statistics.median(float(row["seconds"]) for row in self.rows), self.latency_ms
+
+
+def save_weights(folder: RunFolder, spec: NetworkSpec, network: nn.Module, config: TrainConfig, source: Source) -> None:
+    """The network's tensors as safetensors; the metadata says what is needed to build and feed it."""
+    metadata = {
+        "network": spec.name,
+        "model": config.model,
+        "variant": spec.variant,
+        "description": spec.description,
+        "macs": str(spec.cost.macs),
+        "data": source.name,
+        "classes": json.dumps(source.classes),
+        "input_shape": json.dumps([source.channels, *source.image_size]),
+        "mean": json.dumps(source.mean),
+        "std": json.dumps(source.std),
+        "native": json.dumps(source.native),
+        "config": json.dumps(config.to_dict()),
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    write_bytes(folder.weights(spec.name), safetensors.torch.save(tensors, {"format": "pt", **metadata}))
+
+
+def write_summary(
+    folder: RunFolder,
+    config: TrainConfig,
+    source: Source,
+    results: Sequence[NetworkResult],
+    damaged: Sequence[str],
+    device: torch.device,
+    found: RoutingFound | None,
+) -> str:
+    """Write pictures and summary, with a link to the report on the routing; return what the console shows of it."""
+    rows = [row for result in results for row in result.rows]
+    write_bytes(folder.path / "learning_curves.png", figures.learning_curves(rows))
+    confusions = {result.spec.name: result.evaluation.confusion for result in results}
+    write_bytes(folder.path / "confusion_matrix.png", confusion_matrix(confusions, source.classes))
+    routing = next((result.evaluation.routing for result in results if result.evaluation.routing), None)
+    pictures = ["learning_curves.png", "confusion_matrix.png"]
+    if routing is not None:
+        write_bytes(folder.path / "routing.png", figures.routing_heat_map(routing, source.classes))
+        pictures.append("routing.png")
+    table = results_table(results)
+    said = [] if found is None else [f"{found.sentence} The report: {found.page}"]
+    parts = [
+        f"# {folder.path.name}",
+        f"{config.model} on {source.name}: {len(source.train):,} training and {len(source.val):,} validation images, "
+        f"{len(source.classes)} classes, {config.epochs} epochs, seed {config.seed}.",
+        table,
+        *_remarks(results),
+        *_by_condition(results),
+        f"Image: median of eager forward passes of one image on {device.type}, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}, {platform.machine()}. Epoch: median over the epochs, training and validation. "
+        "Multiply-adds: of one image, the papers' convention (mixing and routing counted). Accuracy: after the last "
+        "epoch, on all validation images; gain: percentage points over the static network of the same shape.",
+        *(
+            [f"Skipped {len(damaged)} damaged samples:\n\n" + "\n".join(f"* {text}" for text in damaged)]
+            if damaged
+            else []
+        ),
+        *(
+            [f"{found.sentence} [What the experts do]({found.page.relative_to(folder.path).as_posix()})"]
+            if found is not None
+            else []
+        ),
+        *(f"![{name.removesuffix('.png').replace('_', ' ')}]({name})" for name in pictures),
+    ]
+    write_text(folder.summary, visible("\n\n".join(parts)) + "\n")
+    return "\n\n".join([table, *_remarks(results)[1:], *said, next_commands(folder)])
+
+
+def next_commands(folder: RunFolder) -> str:
+    """Three things to do with a finished run."""
+    commands = (
+        (f"condconv eval {folder.path}", "what it gets right and wrong, class by class"),
+        ("condconv train --data FOLDER --twin", "the same with your own images"),
+        ("condconv convert resnet18 --max-overhead 0.05", "where mixing is cheap in another network"),
+    )
+    return "\n".join(["next:", *(f"  {command}    # {why}" for command, why in commands)])
+
+
+def results_table(results: Sequence[NetworkResult]) -> str:
+    """A Markdown table; ratios and gain: to the static network of the same shape, dashes where it was not trained."""
+    lines = [
+        f"| {'network':<11} | {'accuracy':>9} | {'gain':>6} | {'parameters':>11} | {'multiply-adds':>13} "
+        f"| {'ratio':>6} | {'epoch':>8} | {'ratio':>5} | {'image':>8} | {'ratio':>5} |",
+        f"|:{'-' * 12}|{'-' * 10}:|{'-' * 7}:|{'-' * 12}:|{'-' * 14}:|{'-' * 7}:|{'-' * 9}:|{'-' * 6}:|{'-' * 9}:"
+        f"|{'-' * 6}:|",
+    ]
+    twin = next((result for result in results if result.spec.name == STATIC), None)
+    for result in results:
+        cost = result.spec.cost
+        gain, epoch, image = f"{'–':>6}", f"{'–':>5}", f"{'–':>5}"
+        if twin is not None:
+            gain = f"{100 * (result.evaluation.accuracy - twin.evaluation.accuracy):+6.2f}"
+            epoch, image = (f"{a / b:5.2f}" for a, b in zip(result.times, twin.times, strict=True))
+        lines.append(
+            f"| {result.spec.name:<11} | {100 * result.evaluation.accuracy:7.2f} % | {gain} | {cost.params:11,} "
+            f"| {cost.macs:13,} | {result.spec.ratio:6.3f} | {result.times[0]:6.1f} s | {epoch} "
+            f"| {result.times[1]:5.2f} ms | {image} |"
+        )
+    return "\n".join(lines)
+
+
+def _by_condition(results: Sequence[NetworkResult]) -> list[str]:
+    """The accuracy under each condition, where the images are under some."""
+    names = list(results[0].evaluation.by_condition)
+    if not names:
+        return []
+    networks = (result.spec.name for result in results)
+    head = [" | ".join(["| condition", *networks]) + " |", "|:---" + "|---:" * len(results) + "|"]
+    rows = []
+    for name in names:
+        shares = (f"{100 * result.evaluation.by_condition[name]:.2f} %" for result in results)
+        rows.append(" | ".join([f"| {name}", *shares]) + " |")
+    return ["Accuracy by the condition that an image is under:", "\n".join([*head, *rows])]
+
+
+def _remarks(results: Sequence[NetworkResult]) -> list[str]:
+    by_name = {result.spec.name: result for result in results}
+    remarks = ["\n".join(f"* {result.spec.name}: {result.spec.description}" for result in results)]
+    conditional, static, widened = (by_name.get(name) for name in (CONDITIONAL, STATIC, WIDENED))
+    if conditional and static and widened:
+        matched = widened.spec.cost.macs / conditional.spec.cost.macs
+        remarks.append(
+            f"The conditional network has {conditional.spec.ratio:.3f} × the multiply-adds of its twin, the widened "
+            f"static network {matched:.3f} × those of the conditional one. Accuracy against the twin: "
+            f"{_gain(conditional, static)}; against the widened network: {_gain(conditional, widened)} percentage "
+            "points, one seed."
+        )
+    if conditional and conditional.spec.ratio > RATIO_WARNING:
+        remarks.append(
+            f"**Warning:** the conditional network has {conditional.spec.ratio:.2f} × the multiply-adds of a static "
+            f"one of the same shape, above {RATIO_WARNING}: its late layers have few output pixels, over which "
+            "the cost of mixing the kernels is spread. A smaller --output-stride, --max-overhead, fewer experts "
+            "or larger images bring it down."
+        )
+    return remarks
+
+
+def _gain(one: NetworkResult, other: NetworkResult) -> str:
+    return f"{100 * (one.evaluation.accuracy - other.evaluation.accuracy):+.2f}"

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from benchmarks.accuracy.comparison import Outcome, estimate, total_epochs
+from benchmarks.accuracy.figure import draw
+from benchmarks.accuracy.report import PAGE, README, page, studies, verdict, with_demo_table
+from condconv.studies.study import Study, read_study
+from tests.studies.test_study import row, write_study
+
+ARMS = {
+    "static": {"variant": "none"},
+    "condconv": {"variant": "condconv"},
+    "wide": {"widened_to": "condconv"},
+    "longer": {"variant": "condconv", "start_from": "static"},
+}
+CLAIMS = [
+    {"better": "condconv", "worse": "static", "source": "a paper"},
+    {"better": "condconv", "worse": "wide", "source": "a paper"},
+    {"better": "static", "worse": "longer", "source": "another"},
+]
+
+
+@pytest.fixture()
+def study(tmp_path: Path) -> Study:
+    return read_study(write_study(tmp_path, arms=ARMS, claims=CLAIMS, seeds=[0, 1, 2], remarks="We saw *this*."))
+
+
+def outcome(study: Study, accuracies: dict[str, list[float]], macs: dict[str, int]) -> Outcome:
+    numbers = {"params": "10", "ratio": "1.1", "train_loss": "0.5", "wall_s": "60", "epochs": "2"}
+    variants = {"condconv": "condconv", "longer": "condconv"}
+    finished = {
+        (arm, seed): row(
+            arm, seed, **numbers, macs=str(macs[arm]), variant=variants.get(arm, "none"), top1_pct=f"{top1}"
+        )
+        for arm, values in accuracies.items()
+        for seed, top1 in enumerate(values)
+    }
+    return Outcome(study, finished)
+
+
+def test_intervals_are_student_t() -> None:
+    # 2.776 is the two-sided 95 % point of t with four degrees of freedom.
+    found = estimate([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert found.mean == 3
+    assert found.half_width == pytest.approx(2.7764 * math.sqrt(2.5 / 5), rel=1e-4)
+    assert math.isnan(estimate([1.0]).half_width) and estimate([1.0]).verdict == 0
+
+
+def test_differences_are_paired_by_seed(study: Study) -> None:
+    # The networks differ by seed far more than from one another; the third seed of one of them is missing.
+    found = outcome(study, {"static": [10, 50, 90], "condconv": [11, 51.2]}, {"static": 100, "condconv": 110})
+    difference = found.difference("condconv", "static")
+    assert difference is not None and (difference.seeds, difference.mean) == (2, pytest.approx(1.1))
+    assert difference.half_width == pytest.approx(12.7062 * 0.1, rel=1e-3)
+    assert difference.verdict == 0
+
+
+def test_references_are_of_equal_epochs_and_cost(study: Study) -> None:
+    accuracies = dict.fromkeys(ARMS, [50.0])
+    found = outcome(study, accuracies, {"static": 100, "condconv": 110, "wide": 111, "longer": 110})
+    assert (found.twin("condconv"), found.widened("condconv")) == ("static", "wide")
+    assert (total_epochs(study, "longer"), found.twin("longer"), found.widened("longer")) == (4, None, None)
+    dear = outcome(study, accuracies, {"static": 100, "condconv": 110, "wide": 113, "longer": 110})
+    assert dear.widened("condconv") is None
+
+
+def test_a_twin_has_the_same_shape(study: Study) -> None:
+    # "static" has the multiply-adds that the row of the arm says its twin has, or it is the twin of another shape.
+    found = outcome(study, {"static": [50.0], "condconv": [51.0]}, {"static": 100, "condconv": 220})
+    assert found.twin("condconv") is None
+
+
+def test_the_readme_has_the_demos_table() -> None:
+    demo = next(study for study in studies() if study.name == "demo")
+    text = README.read_text()
+    assert text == with_demo_table(text, Outcome(demo, demo.finished()))
+
+
+def test_the_page_says_gains_verdicts_and_what_is_missing(study: Study) -> None:
+    found = outcome(
+        study,
+        {"static": [70, 71, 72], "condconv": [72, 73.1, 73.9], "wide": [73, 74.2, 74.8]},
+        {"static": 100, "condconv": 110, "wide": 111},
+    )
+    text = page([found])
+    assert "| condconv | +2.00 ± 0.25 | static | -1.00 ± 0.25 | wide | 1.0091 |" in text
+    assert "both intervals above 0: none of the arms" in text
+    assert "| condconv better than static | a paper | +2.00 ± 0.25 | confirmed |" in text
+    assert "| condconv better than wide | a paper | -1.00 ± 0.25 | contradicted |" in text
+    assert "| static better than longer | another | – | not run |" in text
+    assert "We saw *this*." in text
+    assert f"condconv sweep {study.path} --arms longer --seeds 0 1 2" in text
+
+
+def test_the_picture_has_every_arm(study: Study, tmp_path: Path) -> None:
+    found = outcome(
+        study,
+        {"static": [70, 71], "condconv": [72, 73.1], "wide": [73]},
+        {"static": 100, "condconv": 110, "wide": 111},
+    )
+    draw(found, tmp_path / "new" / "small.svg")
+    assert (tmp_path / "new" / "small.svg").read_text(encoding="utf-8").count("<!-- condconv -->") == 2
+
+
+def test_nothing_is_run_yet(study: Study) -> None:
+    text = page([Outcome(study, {})])
+    assert "## small\n\nNot run." in text and text.count("condconv sweep /") == len(ARMS)
+    assert verdict(None) == "not run" and verdict(estimate([2.0])) == "undecided (one seed)"
+
+
+def test_the_committed_page_is_made_of_the_committed_tables() -> None:
+    assert PAGE.read_text() == page(Outcome(study, study.finished()) for study in studies())
