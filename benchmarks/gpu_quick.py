@@ -284,7 +284,7 @@ def graphed(call: Call, device: torch.device) -> Call:
             call()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream):  # Gradients are summed up on the stream that they began on.
         call()
 
     def replay() -> Call:

@@ -27,7 +27,7 @@ from condconv.registry import Registry
 AUTO = "auto"
 MOST_PLANS = 4096
 """Choices that are remembered."""
-LARGE_ON_A_GPU = 2**23
+LARGE_ON_A_GPU = 2**22
 """Elements of x from which on a GPU's time for a depthwise convolution is that of the kernel, not of its launch."""
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from condconv.runs.metrics import TIMING_COLUMNS
 from safetensors.torch import load_file
 
 from condconv.cli.main import main
-from condconv.runs.metrics import TIMING_COLUMNS
 from condconv.training.module import ClassificationModule
 from tests.processes import run
 
