@@ -18,6 +18,7 @@ from condconv.errors import SiteError as SiteError
 from condconv.errors import StrategyError as StrategyError
 from condconv.errors import UnknownNameError as UnknownNameError
 from condconv.execution.planner import use_strategy as use_strategy
+from condconv.exporting.verb import export as export
 from condconv.inference.form import optimize_for_inference as optimize_for_inference
 from condconv.layers.base import last_strategy as last_strategy
 from condconv.models.saving import from_pretrained as from_pretrained

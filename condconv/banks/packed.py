@@ -74,6 +74,10 @@ class PackedBank(Bank):
         """The experts (n, *kernel_shape) as they are used: unpacked anew each time, f32, or bf16 as stored."""
         return unpack(self.packed, self.scale, self.kernel_shape, self.groups)
 
+    def unpacked(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return the experts (n, *kernel_shape), their biases (n, O) and what is added to every example, (O,)."""
+        return self.weight, self.bias, self.shift
+
     def experts(self) -> Tensor:
         """The kernels that it mixes, unpacked."""
         return self.weight
