@@ -1,0 +1,12 @@
+"""Detection: boxes with a class each, as many as an image has."""
+
+from pathlib import Path
+
+from condconv.tasks.score import Score
+
+SCORE = Score("map", None, "mAP", "%", 100.0, "map_pct", "mAP")
+
+
+def recognises(folder: Path) -> bool:
+    """Whether a folder has annotations of objects."""
+    return (folder / "train.json").is_file() or any((folder / "annotations").glob("instances_train*.json"))
