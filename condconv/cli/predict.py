@@ -14,7 +14,7 @@ from condconv.errors import argument_error
 def make_parser() -> Parser:
     """The flags of `condconv predict`."""
     parser = Parser(prog="condconv predict", description="Run a network on images; an interrupted call goes on.")
-    add_network(parser)
+    add_network(parser, "a run folder, a folder of save_pretrained, an exported file, or a network's name")
     parser.add_argument("images", type=str, nargs="+", help="image files, tar shards, or folders of either")
     parser.add_argument(
         "--out", type=str, default=None, metavar="PATH",

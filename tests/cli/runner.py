@@ -44,6 +44,7 @@ def quick(patch: pytest.MonkeyPatch | None = None) -> None:
     patch.setattr("condconv.tuning.measuring.TURNS", 2)
     patch.setattr("condconv.tuning.measuring.BURST_S", 0.0)
     patch.setattr("condconv.benchmarking.rows.BURST_S", 0.0)
+    patch.setattr("condconv.exporting.verb._BURST_S", 0.0)
     patch.setattr("condconv.benchmarking.memory.measure", lambda *_: {"total_mb": "1.5"})
     patch.setattr("condconv.evaluation.latency._LATENCY_PASSES", 1)
     patch.setattr("condconv.evaluation.figures.png", lambda figure: b"")
