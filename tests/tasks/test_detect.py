@@ -263,3 +263,54 @@ def test_evaluation_and_prediction(whole: Path, tmp_path: Path, capsys: pytest.C
     assert all(0 <= each["bbox"][0] <= 60 and 0 <= each["bbox"][1] <= 48 for each in found)
     assert main(words) == 2
     assert "is there already" in capsys.readouterr().err
+
+
+def corners(folder: Path) -> list[tuple[list[list[float]], list[int]]]:
+    source = open_objects(str(folder))
+    return [
+        (source.train.target(i).boxes.round(decimals=3).tolist(), source.train.target(i).labels.tolist())
+        for i in range(len(source.train))
+    ]
+
+
+def test_other_formats_give_the_same_objects(tmp_path: Path) -> None:
+    coco = write_objects(tmp_path / "coco")
+    yolo, voc = tmp_path / "yolo", tmp_path / "voc"
+    (voc / "ImageSets" / "Main").mkdir(parents=True)
+    for name in ("Annotations", "JPEGImages"):
+        (voc / name).mkdir()
+    for half in ("train", "val"):
+        content = json.loads((coco / f"{half}.json").read_text())
+        for kind in ("images", "labels"):
+            (yolo / kind / half).mkdir(parents=True)
+        names = []
+        for image in content["images"]:
+            name, here = f"{half}{Path(image['file_name']).stem}", coco / half / image["file_name"]
+            mine = [each for each in content["annotations"] if each["image_id"] == image["id"]]
+            (yolo / "images" / half / f"{name}.png").write_bytes(here.read_bytes())
+            (voc / "JPEGImages" / f"{name}.png").write_bytes(here.read_bytes())
+            lines, objects = [], []
+            for each in mine:
+                x, y, w, h = each["bbox"]
+                red = each["category_id"] == 7
+                lines.append(f"{0 if red else 1} {(x + w / 2) / 60} {(y + h / 2) / 48} {w / 60} {h / 48}")
+                edges = zip(("xmin", "ymin", "xmax", "ymax"), (x + 1, y + 1, x + w, y + h), strict=True)
+                box = "".join(f"<{edge}>{value}</{edge}>" for edge, value in edges)
+                # Sorted by name, the classes of VOC are in the order of the others' numbers.
+                objects.append(f"<object><name>{'a' if red else 'b'}</name><bndbox>{box}</bndbox></object>")
+            if lines:
+                (yolo / "labels" / half / f"{name}.txt").write_text("\n".join(lines))
+            size = "<size><width>60</width><height>48</height></size>"
+            text = f"<annotation><filename>{name}.png</filename>{size}{''.join(objects)}</annotation>"
+            (voc / "Annotations" / f"{name}.xml").write_text(text)
+            names.append(name)
+        (voc / "ImageSets" / "Main" / f"{half}.txt").write_text("\n".join(names))
+    (yolo / "data.yaml").write_text("names: [red, blue]\ntrain: images/train\nval: images/val\n")
+    assert task_named_by(str(yolo)) == task_named_by(str(voc)) == "detect"
+    assert corners(yolo) == corners(voc) == corners(coco)
+    (voc / "Annotations" / "val0.xml").write_text("<annotation>")
+    with pytest.raises(DataError, match="val0.xml: not an annotation of Pascal VOC"):
+        open_objects(str(voc))
+    (yolo / "labels" / "val" / "val1.txt").write_text("0 30 20 10 10")
+    with pytest.raises(DataError, match="val1.txt: line 1: .* is not in fractions of the image"):
+        open_objects(str(yolo))

@@ -9,4 +9,6 @@ SCORE = Score("map", None, "mAP", "%", 100.0, "map_pct", "mAP")
 
 def recognises(folder: Path) -> bool:
     """Whether a folder has annotations of objects."""
-    return (folder / "train.json").is_file() or any((folder / "annotations").glob("instances_train*.json"))
+    signs = ("train.json", "data.yaml", "data.yml", "ImageSets/Main/train.txt")
+    coco = any((folder / "annotations").glob("instances_train*.json"))
+    return coco or any((folder / sign).is_file() for sign in signs)

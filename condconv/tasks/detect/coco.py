@@ -50,7 +50,11 @@ def read_coco(path: Path, images: Path) -> Annotations:
     Raises:
         DataError: no JSON of this kind, or nothing in it.
     """
-    content = _content(path)
+    return checked(_content(path), path, images)
+
+
+def checked(content: dict[str, Any], path: Path, images: Path) -> Annotations:
+    """A half in the form of COCO's JSON, from `path`, with its images in a folder; see `read_coco`."""
     names = {entry["id"]: str(entry["name"]) for entry in content["categories"]}
     label_of = {category: label for label, category in enumerate(sorted(names), 1)}
     problems = [*_twice(path, "image", content["images"]), *_twice(path, "annotation", content["annotations"])]

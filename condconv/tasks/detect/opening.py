@@ -1,4 +1,4 @@
-"""Data sets of objects: COCO's JSON beside its images."""
+"""Data sets of objects: annotations of COCO, YOLO or Pascal VOC beside their images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pathlib import Path
 
 from condconv.data import Source
 from condconv.errors import DataError
-from condconv.tasks.detect.coco import Annotations, find_coco, read_coco
+from condconv.tasks.detect.coco import Annotations, checked, find_coco, read_coco
+from condconv.tasks.detect.yolo_voc import find_yolo, is_voc, voc_content, yolo_content
 
 SIDE = 300
 """Side that images are brought to, as in SSD's published networks."""
@@ -14,7 +15,8 @@ _SHOWN = 3
 
 
 def open_objects(data: str, *, skip_bad: bool = False) -> Source:
-    """Open a folder with `train.json` and `val.json` beside `train/` and `val/`, or `annotations/instances_*.json`.
+    """Open a folder with `train.json` and `val.json` beside `train/` and `val/`, or `annotations/instances_*.json`, or
+    one of YOLO or Pascal VOC.
 
     What is wrong in the annotations is refused, or with `skip_bad` left out and listed.
 
@@ -46,9 +48,16 @@ def open_objects(data: str, *, skip_bad: bool = False) -> Source:
 def read_half(folder: Path, half: str) -> Annotations:
     """The half "train" or "val" of a folder. Raises `DataError` where there is none."""
     found = find_coco(folder, half)
-    if found is None:
-        raise DataError(
-            f"{folder}: no annotations of a {half} half in it; expected {half}.json beside {half}/, or "
-            f"annotations/instances_{half}*.json, in COCO's format"
-        )
-    return read_coco(*found)
+    if found is not None:
+        return read_coco(*found)
+    yolo = find_yolo(folder)
+    if yolo is not None:
+        content, images = yolo_content(yolo, half)
+        return checked(content, yolo, images)
+    if is_voc(folder, half):
+        content, images = voc_content(folder, half)
+        return checked(content, folder / "Annotations", images)
+    raise DataError(
+        f"{folder}: no annotations of a {half} half in it; expected {half}.json beside {half}/, or "
+        f"annotations/instances_{half}*.json (COCO), data.yaml (YOLO), or ImageSets/Main/{half}.txt (Pascal VOC)"
+    )
