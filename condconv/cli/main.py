@@ -27,6 +27,7 @@ VERBS = {
     "sweep": "run a study: many trainings, one table",
     "eval": "evaluate a network: accuracy by class, confusions, mistakes",
     "predict": "run a network on images, folders and shards",
+    "data": "list what is wrong in annotations",
     "shard": "turn an image folder into tar shards",
     "models": "list the networks",
     "convert": "plan a conversion, print it, and carry it out",

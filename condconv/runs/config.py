@@ -47,7 +47,7 @@ class TrainConfig:
 
     # Data.
     data: str = setting(MISSING, "fashion-mnist, digits, a folder (train/ and val/, tar shards, IDX) or URL of shards")
-    task: str | None = setting(None, "classify or restore (default: what the data says)")
+    task: str | None = setting(None, "classify, detect or restore (default: what the data says, else classify)")
     input_size: int | None = setting(
         None, "side of the square that the network gets, pixels (default: the set's)", COUNT
     )
