@@ -54,7 +54,7 @@ __version__ = "0.1.0"
 _LAZY = {
     name: "condconv.models"
     for name in ("create_model", "from_pretrained", "list_models", "save_pretrained", "static_twin")
-} | {"optimize_for_inference": "condconv.inference"}
+} | {"optimize_for_inference": "condconv.inference", "export": "condconv.exporting"}
 
 __all__ = [
     "ArgumentError",
@@ -89,6 +89,7 @@ __all__ = [
     "count",
     "create_model",
     "detect_nonfinite",
+    "export",
     "from_pretrained",
     "last_strategy",
     "list_models",

@@ -78,7 +78,7 @@ def demo(outcome: Outcome) -> Iterator[str]:
         head, [cells("conditional", arm, twin, widened), cells("static", twin), cells("widened", widened, twin)]
     )
     above, seeds = outcome.above_both(arm)
-    yield f"\nIn {above} of the {seeds} seeds in which all three are trained, the conditional network is above both others.\n"
+    yield f"\nIn {above} of the {seeds} seeds in which all three are trained, the conditional network is above both.\n"
     stronger = [outcome.under(STRONGER, arm, other) for other in (twin, widened)]
     if all(stronger):
         over_twin, over_widened = (shown(estimate(values), sign=True) for values in stronger)

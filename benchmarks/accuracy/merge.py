@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.accuracy.by_condition import COLUMNS as BY_CONDITION
-from benchmarks.accuracy.many_runs import EPOCHS, HERE, read_table
+from benchmarks.accuracy.many_runs import COLUMNS, EPOCHS, HERE, read_table
 from condconv.files import write_text
 from condconv.studies.study import StudyRow, read_study, write_row
 
@@ -31,7 +31,7 @@ def merge(out: Path, names: Sequence[str], folder: Path = HERE) -> None:
             row for row in runs if row["study"] == name and row["settings"] == settings.get((row["arm"], row["seed"]))
         ]
         for row in mine:
-            write_row(study.results, row)
+            write_row(study.results, row, COLUMNS)
         for table, (columns, found) in beside.items():
             rows = [{**other, "study": name, "arm": row["arm"]} for row in mine for other in _of_run(row, runs, found)]
             if rows:
