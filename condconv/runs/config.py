@@ -86,7 +86,6 @@ class TrainConfig:
         None, "who shares a router: block, network, a number of blocks, or none (default: the variant's)"
     )
     gate: str | None = setting(None, f"{' or '.join(GATES)} (default: the variant's)", GATES)
-    router_norm: bool = setting(False, "normalise what routers see: pooled features to mean 0 and variance 1")
     router_init_scale: float = setting(1.0, "factor on the routers' last weights at the start", NOT_NEGATIVE)
     expert_init_scale: float = setting(1.0, "factor on the experts' kernels at the start", POSITIVE)
     upcycle_from: str | None = setting(
