@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from condconv.runs.metrics import TIMING_COLUMNS
 from safetensors.torch import load_file
 
 from condconv.analysis.curves import MEASURED
+from condconv.runs.metrics import TIMING_COLUMNS
 from tests.cli.runner import quick
 from tests.data.writers import write_folder_set
 from tests.reliability.kills import Scenario, Words
