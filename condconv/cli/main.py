@@ -26,7 +26,7 @@ VERBS = {
     "lr-find": "sweep the learning rate and suggest one",
     "sweep": "run a study: many trainings, one table",
     "eval": "evaluate a network: accuracy by class, confusions, mistakes",
-    "predict": "classify images, folders and shards into a table",
+    "predict": "run a network on images, folders and shards",
     "shard": "turn an image folder into tar shards",
     "models": "list the networks",
     "convert": "plan a conversion, print it, and carry it out",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from condconv.data import ImageSet, Source
+    from condconv.tasks.base import Task
 
 _RUN_CONFIG = "config.yaml"
 DATA_HELP = "fashion-mnist, digits, a folder (train/ and val/, tar shards, IDX files) or the URL of a folder of shards"
@@ -47,6 +48,15 @@ def check_numbers(verb: str, batch_size: int, workers: int | None) -> None:
 def is_run(model: str) -> bool:
     """Whether it is a folder of `condconv train`."""
     return (Path(model).expanduser() / _RUN_CONFIG).is_file()
+
+
+def task_for(model: str, data: str | None) -> Task:
+    """The task of a network named on the command line: that of its run, classification for others."""
+    from condconv.runs.config import TrainConfig
+    from condconv.runs.trained import task_of_run
+    from condconv.tasks import task_of
+
+    return task_of_run(Path(model).expanduser()) if is_run(model) else task_of(TrainConfig(data=data or ""))
 
 
 def chosen_network(model: str, network: str | None) -> str:
