@@ -53,7 +53,7 @@ def trained(name: str, images: Tensor, labels: Tensor) -> nn.Module:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-4)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS * steps)
     dynamic = any(isinstance(module, condconv.SoftmaxGate) for module in model.modules())
-    schedule = condconv.TemperatureSchedule(model, steps=10 * steps) if dynamic else None
+    schedule = condconv.RoutingSchedule(model, steps=10 * steps) if dynamic else None
     for _ in range(EPOCHS):
         for batch in torch.randperm(len(images)).split(BATCH_SIZE):
             optimizer.zero_grad()

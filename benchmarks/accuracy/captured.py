@@ -1,6 +1,6 @@
 """One network on a device, trained for one seed after another by a step that a GPU replays from a CUDA graph.
 
-A step is that of `condconv.training.ClassificationModule`: cross-entropy, gradient clipping, the settings' SGD,
+A step is that of `condconv.training.TrainingModule`: cross-entropy, gradient clipping, the settings' SGD,
 learning rate and temperature by step. What changes from step to step lies in tensors, so that the host only says
 "again".
 """

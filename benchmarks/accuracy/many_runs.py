@@ -46,10 +46,12 @@ from condconv.data import Source, open_source, sources
 from condconv.runs.building import NetworkBuilder
 from condconv.runs.config import NO_VARIANT, TrainConfig
 from condconv.runs.networks import Cost, matching_width, plan_networks
-from condconv.studies.study import CHECKS, COLUMNS, START_FROM, WIDENED_TO, Study, StudyRow, read_study, write_row
+from condconv.studies.study import CHECKS, START_FROM, WIDENED_TO, Study, StudyRow, columns_of, read_study, write_row
 from condconv.studies.sweep import commit
+from condconv.tasks import score_of, task_of
 
 HERE = Path(__file__).resolve().parent
+COLUMNS = columns_of(score_of("classify"))
 EPOCHS = ("study", "arm", "seed", "epoch", "train_loss", "val_loss", "top1_pct")
 EVALUATED = 5
 """Seeds of a study whose networks are evaluated under each condition alone."""
@@ -103,9 +105,9 @@ def priced(study: Study, arm: str, source: Source) -> Price:
     """Width and cost of an arm's network on images such as those of a source."""
     target, width, relative = study.arms[arm].get(WIDENED_TO), config_of(study, arm).width, None
     if target is not None:
-        width = round(matching_width(config_of(study, target), source), 6)
+        width = round(matching_width(task_of(config_of(study, target)), source), 6)
         relative = priced(study, target, source)
-    planned = plan_networks(config_of(study, arm, width=width), source)[0]
+    planned = plan_networks(task_of(config_of(study, arm, width=width)), source)[0]
     ratio = planned.ratio if relative is None else planned.cost.macs / relative.cost.macs * relative.ratio
     return Price(width, planned.cost, ratio)
 
@@ -326,7 +328,7 @@ def _is_waiting(wait: Wait) -> bool:
 
 def built(config: TrainConfig, source: Source) -> nn.Module:
     """The network of a run, with its first weights."""
-    builder = NetworkBuilder(config, source)
+    builder = NetworkBuilder(task_of(config), source)
     return builder.static() if config.variant == NO_VARIANT else builder.conditional()
 
 
@@ -358,7 +360,7 @@ def merge(path: Path) -> None:
     """Put the rows of `runs.csv` into the studies' tables."""
     with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
-            write_row(HERE / "results" / f"{row['study']}.csv", row)
+            write_row(HERE / "results" / f"{row['study']}.csv", row, COLUMNS)
 
 
 def main() -> None:

@@ -9,20 +9,22 @@ from typing import TYPE_CHECKING, Any
 from condconv.cli.models_argument import input_size, load_model
 from condconv.cli.parser import Parser
 from condconv.errors import ArgumentError, CheckpointError, argument_error
+from condconv.exporting.formats import is_exported
 from condconv.registry import unknown_name_message
 
 if TYPE_CHECKING:
     from torch import nn
 
     from condconv.data import ImageSet, Source
+    from condconv.tasks.base import Task
 
 _RUN_CONFIG = "config.yaml"
 DATA_HELP = "fashion-mnist, digits, a folder (train/ and val/, tar shards, IDX files) or the URL of a folder of shards"
 
 
-def add_network(parser: Parser) -> None:
-    """Add the arguments that name a network, and how to run it."""
-    parser.add_argument("model", type=str, help="a run folder, a folder of save_pretrained, or a network's name")
+def add_network(parser: Parser, kinds: str = "a run folder, a folder of save_pretrained, or a network's name") -> None:
+    """Add the arguments that name a network, and how to run it; `kinds` says what may be named."""
+    parser.add_argument("model", type=str, help=kinds)
     parser.add_argument(
         "--network", type=str, default=None, metavar="NAME",
         help="of a run: conditional, static or widened (default: the first of them that it has)",
@@ -46,6 +48,15 @@ def check_numbers(verb: str, batch_size: int, workers: int | None) -> None:
 def is_run(model: str) -> bool:
     """Whether it is a folder of `condconv train`."""
     return (Path(model).expanduser() / _RUN_CONFIG).is_file()
+
+
+def task_for(model: str, data: str | None) -> Task:
+    """The task of a network named on the command line: that of its run, classification for others."""
+    from condconv.runs.config import TrainConfig
+    from condconv.runs.trained import task_of_run
+    from condconv.tasks import task_of
+
+    return task_of_run(Path(model).expanduser()) if is_run(model) else task_of(TrainConfig(data=data or ""))
 
 
 def chosen_network(model: str, network: str | None) -> str:
@@ -101,6 +112,8 @@ def load_for_images(model: str, network: str | None, images: ImageSet, pretraine
         name = chosen_network(model, network)
         source = stored_source(path, name, images)
         return trained_model(path, name, source), source
+    if is_exported(path):
+        return load_exported(path, images)
     if not path.is_dir() and not pretrained:
         raise ArgumentError(f"{model}: has no weights; pass a run folder, a folder of save_pretrained, or --pretrained")
     loaded = load_model(model) if path.is_dir() else load_model(model, pretrained=True)
@@ -111,6 +124,26 @@ def load_for_images(model: str, network: str | None, images: ImageSet, pretraine
     return loaded, Source(
         path.name, images, images, classes, channels, (height, width), native=False, flip=False, mean=mean, std=std
     )
+
+
+def load_exported(path: Path, images: ImageSet) -> tuple[nn.Module, Source]:
+    """Return an exported network in its runtime, and images without labels as it wants them.
+
+    Raises:
+        CondConvError: the file cannot be opened, or does not classify.
+    """
+    from condconv.data import Source
+    from condconv.exporting import ExportedNetwork
+
+    network = ExportedNetwork(path)
+    about = network.about
+    if not about.classes:
+        raise ArgumentError(f"{path}: {about.name} gives no scores of classes; run it with its runtime")
+    channels, height, width = about.input_size
+    return network, Source(
+        path.name, images, images, about.classes, channels, (height, width), native=about.native, flip=False,
+        mean=about.mean, std=about.std,
+    )  # fmt: skip
 
 
 def load_alone(model: str, network: str | None, **arguments: Any) -> tuple[nn.Module, tuple[int, ...], str]:
@@ -124,19 +157,28 @@ def load_alone(model: str, network: str | None, **arguments: Any) -> tuple[nn.Mo
     Raises:
         CondConvError: no such network.
     """
+    if not is_run(model):
+        loaded = load_model(model, **arguments)
+        return loaded, input_size(None, loaded), Path(model).expanduser().name
+    loaded, source, title = load_run(model, network)
+    return loaded, (source.channels, *source.image_size), title
+
+
+def load_run(model: str, network: str | None) -> tuple[nn.Module, Source, str]:
+    """Return a network of a run, what the run knows of its images, without any, and a title.
+
+    Raises:
+        CondConvError: no such network.
+    """
     import torch
 
     from condconv.data import TensorImages
     from condconv.runs.trained import stored_source, trained_model
 
-    path = Path(model).expanduser()
-    if not is_run(model):
-        loaded = load_model(model, **arguments)
-        return loaded, input_size(None, loaded), path.name
-    name = chosen_network(model, network)
+    path, name = Path(model).expanduser(), chosen_network(model, network)
     none = TensorImages(torch.empty(0), torch.empty(0, dtype=torch.int64), model)
     source = stored_source(path, name, none)
-    return trained_model(path, name, source), (source.channels, *source.image_size), f"{path.name}, {name}"
+    return trained_model(path, name, source), source, f"{path.name}, {name}"
 
 
 def load_named(name: str, source: Source, pretrained: bool) -> tuple[nn.Module, Source]:

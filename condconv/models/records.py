@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,15 +23,18 @@ def conversion_record(model: nn.Module) -> dict[str, Any]:
         CheckpointError: several variants or numbers of experts, or routers that are not the variant's default ones.
     """
     layers = dict(conditional_layers(model))
-    kinds = {(_variant_of(name, layer).name, layer.num_experts) for name, layer in layers.items()}
+    kinds: set[tuple[Any, ...]] = {
+        (_variant_of(name, layer).name, layer.num_experts, *sorted(layer.options.items()))
+        for name, layer in layers.items()
+    }
     if len(kinds) != 1:
         raise CheckpointError(
             f"save_pretrained: layers of several variants or numbers of experts ({sorted(kinds)}) cannot be described; "
             "save the weights alone with safetensors.torch.save_model"
         )
-    (variant, num_experts) = kinds.pop()
+    (variant, num_experts, *options) = kinds.pop()
     for name, router in routers_of(model).items():
-        _check_default(name, router, variants[variant])
+        _check_default(name, router, layers[name], variant)
     sources = {
         module.routed_scope: name
         for name, module in model.named_modules()
@@ -40,7 +44,8 @@ def conversion_record(model: nn.Module) -> dict[str, Any]:
     for name, layer in layers.items():
         if layer.scope is not None:
             shared.setdefault(sources[layer.scope], []).append(name)
-    return {"variant": variant, "num_experts": num_experts, "layers": list(layers), "shared": shared}
+    record = {"variant": variant, "num_experts": num_experts, "layers": list(layers), "shared": shared}
+    return {**record, "options": dict(options)} if options else record
 
 
 def _variant_of(name: str, layer: ConditionalLayer) -> Variant:
@@ -50,9 +55,9 @@ def _variant_of(name: str, layer: ConditionalLayer) -> Variant:
     raise CheckpointError(f"save_pretrained: {name} is a {type(layer).__name__}, which no registered variant has")
 
 
-def _check_default(name: str, router: Router, variant: Variant) -> None:
+def _check_default(name: str, router: Router, layer: ConditionalLayer, variant: str) -> None:
     with torch.random.fork_rng(devices=[]):
-        default = variant.router(router.in_channels, router.num_experts)
+        default = layer.default_router(replace(layer.site, in_channels=router.in_channels), layer.slices)
     same = (
         type(router) is type(default)
         and type(router.gate) is type(default.gate)
@@ -61,6 +66,6 @@ def _check_default(name: str, router: Router, variant: Variant) -> None:
     )
     if not same:
         raise CheckpointError(
-            f"save_pretrained: the router of {name} is not the default one of {variant.name}, which a configuration "
+            f"save_pretrained: the router of {name} is not the default one of {variant}, which a configuration "
             "cannot describe; save the weights alone with safetensors.torch.save_model"
         )

@@ -188,6 +188,7 @@ def _convert(model: nn.Module, record: Mapping[str, Any]) -> nn.Module:
         num_experts=record["num_experts"],
         share=share or None,
         init="fresh",
+        **record.get("options", {}),
     )
     if origin is not None:  # a model that is one layer is replaced as a whole
         set_origin(model, origin.name, origin.arguments)

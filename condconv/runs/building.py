@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import nn
 
+from condconv.coefficients import Slices
 from condconv.conversion import convert
 from condconv.conversion.apply import conditional_layers
 from condconv.data import Source
@@ -17,10 +18,11 @@ from condconv.errors import ArgumentError, argument_error
 from condconv.layers import RouterFactory
 from condconv.models import create_model, initialise_experts, load_weights, static_twin
 from condconv.models.specs import SPECS
-from condconv.models.ssd import DETECTORS
 from condconv.routers import PooledNorm, Router, SigmoidGate, SoftmaxGate
-from condconv.runs.config import SMALL_INPUT, SMALL_INPUT_STRIDES, SMALLEST_MAP, TrainConfig
+from condconv.runs.config import TrainConfig
 from condconv.runs.folder import RunFolder
+from condconv.site import ConvSite
+from condconv.tasks.base import Task
 from condconv.variants import Share, variants
 
 CONDITIONAL, STATIC, WIDENED = "conditional", "static", "widened"
@@ -28,39 +30,19 @@ _GATES = {"sigmoid": SigmoidGate, "softmax": SoftmaxGate}
 _OF_A_CONVERSION = ("targets", "share", "gate", "router_norm")
 
 
-def output_stride(config: TrainConfig, source: Source) -> int | None:
-    """The asked-for total stride, else that of small inputs, else None: as published.
-
-    A layer with H x W output pixels pays about n / (H W) of its convolution for mixing, so below 64 pixels the network
-    downsamples by 4, or by less where the last map would be smaller than 7 x 7.
-    """
-    if config.output_stride is not None:
-        return config.output_stride
-    side = min(source.image_size)
-    if side >= SMALL_INPUT:
-        return None
-    return next((stride for stride in SMALL_INPUT_STRIDES if side // stride >= SMALLEST_MAP), 1)
-
-
 class NetworkBuilder:
-    """Builds the networks of one configuration; every call begins with the seed."""
+    """Builds the networks of one run; every call begins with the seed."""
 
-    def __init__(self, config: TrainConfig, source: Source) -> None:
-        self.config = config
+    def __init__(self, task: Task, source: Source) -> None:
+        self.config = config = task.config
         self.source = source
         self.spec = SPECS.get(config.model)
         self.variant = self.spec.variant if self.spec is not None else config.variant
-        self.arguments: dict[str, Any] = {"num_classes": len(source.classes), "in_chans": source.channels}
-        stride = output_stride(config, source)
-        given = {"output_stride": stride, "drop_rate": config.dropout, "drop_path_rate": config.drop_path}
-        self.arguments |= {name: value for name, value in given.items() if value}
+        self.arguments: dict[str, Any] = task.network_arguments(source)
         if config.width != 1.0:
             self.arguments["width_multiplier"] = config.width
         if self.spec is not None:
             _refuse_conversion(config)
-        if (self.spec.backbone if self.spec is not None else config.model) in DETECTORS:
-            rule = "is a detector, and 'condconv train' trains classifiers"
-            raise argument_error("train", "model", config.model, rule, "`condconv models` lists the others")
 
     def static(self, widening: float = 1.0) -> nn.Module:
         """The static network, with its channels times `widening`; only the unwidened can begin with given weights."""
@@ -114,17 +96,17 @@ class NetworkBuilder:
             return int(share)
         return "block" if share == "block" else "network" if share == "network" else None
 
-    def _router(self) -> RouterFactory:
-        make, gate, norm = variants[self.variant].router, self.config.gate, self.config.router_norm
+    def _router(self) -> RouterFactory | None:
+        design, gate, norm = variants[self.variant].design, self.config.gate, self.config.router_norm
         if gate is None and not norm:
-            return make
+            return None
 
-        def changed(in_channels: int, num_experts: int) -> Router:
-            router = make(in_channels, num_experts)
+        def changed(site: ConvSite, slices: Slices) -> Router:
+            router = design.make_router(site, slices, {})
             if gate is not None:
                 router.gate = _GATES[gate]()
             if norm:
-                router.norm = PooledNorm(in_channels)
+                router.norm = PooledNorm(site.in_channels)
             return router
 
         return changed
@@ -158,6 +140,6 @@ def _scale(model: nn.Module, config: TrainConfig) -> None:
     for module in model.modules():
         if isinstance(module, Router):
             module.expert_dropout = config.expert_dropout
-            cast(Tensor, module.body[-1].weight).mul_(config.router_init_scale)
+            module.multiply(config.router_init_scale)
     for _, layer in conditional_layers(model):
-        layer.weight.mul_(config.expert_init_scale)
+        layer.bank.multiply(config.expert_init_scale)

@@ -15,13 +15,20 @@ from condconv.models.loading import load_strictly, read_safetensors
 from condconv.reading import parse_json
 from condconv.runs.building import CONDITIONAL, STATIC, WIDENED
 from condconv.runs.config import NO_VARIANT
-from condconv.runs.networks import plan_networks
 from condconv.runs.folder import RunFolder
+from condconv.runs.networks import plan_networks
+from condconv.tasks import task_of
+from condconv.tasks.base import Task
 
 
 def trained_networks(path: Path) -> list[str]:
     """The names of a run's networks that have weights: of "conditional", "static" and "widened"."""
     return [name for name in (CONDITIONAL, STATIC, WIDENED) if RunFolder(path).weights(name).exists()]
+
+
+def task_of_run(path: Path) -> Task:
+    """The task of a run, with its settings. `CheckpointError` where it is no run folder."""
+    return task_of(RunFolder(path).read_config())
 
 
 def load_trained(path: Path, network: str, source: Source) -> tuple[nn.Module, Source]:
@@ -79,7 +86,7 @@ def trained_model(path: Path, network: str, source: Source) -> nn.Module:
     config = replace(RunFolder(path).read_config(), twin=network == WIDENED, upcycle_from=None)
     if network == STATIC:
         config = replace(config, variant=NO_VARIANT)
-    model = next(spec for spec in plan_networks(config, source) if spec.name == network).build()
+    model = next(spec for spec in plan_networks(task_of(config), source) if spec.name == network).build()
     load_strictly(model, read_safetensors(weights), str(weights))
     return model
 

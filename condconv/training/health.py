@@ -10,9 +10,10 @@ import pytorch_lightning as pl
 from condconv.analysis.measures import DEAD_SHARE
 from condconv.analysis.totals import HIGH
 from condconv.evaluation.routing import RouterHealth, off_below, routed_together
+from condconv.routing_hooks import layer_of
 from condconv.runs.metrics import EpochRow
 from condconv.training.callbacks import EpochRows
-from condconv.training.module import ClassificationModule
+from condconv.training.module import TrainingModule
 from condconv.training.nan_check import router_of
 
 WAITING_LIMIT = 0.2
@@ -45,13 +46,13 @@ class HealthWarnings(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Look at the epoch that is over."""
-        assert isinstance(pl_module, ClassificationModule)
+        assert isinstance(pl_module, TrainingModule)
         for kind, text in [*self._routers(pl_module), *self._loading()]:
             if kind not in self.said:
                 self.said.add(kind)
                 self.notice(text)
 
-    def _routers(self, module: ClassificationModule) -> Iterator[tuple[str, str]]:
+    def _routers(self, module: TrainingModule) -> Iterator[tuple[str, str]]:
         if module.routing is None:
             return
         health = module.routing.compute().health
@@ -60,7 +61,7 @@ class HealthWarnings(pl.Callback):
             if first not in health:
                 continue
             found = health[first]
-            router = router_of(module.network, first)
+            router = router_of(module.network, layer_of(first))
             self.rows.append(_row(self.epochs.network, epoch, first, len(layers), found))
             others = f" and {len(layers) - 1} more" if len(layers) > 1 else ""
             where = f"{first}{others} ({router})"

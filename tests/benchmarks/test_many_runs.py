@@ -15,13 +15,14 @@ import yaml
 from benchmarks.accuracy import many_runs
 from benchmarks.accuracy.captured import CapturedNetwork
 from benchmarks.accuracy.comparison import Outcome
-from benchmarks.accuracy.many_runs import ManyRuns, Task, built, config_of, priced
+from benchmarks.accuracy.many_runs import COLUMNS, ManyRuns, Task, built, config_of, priced
 from benchmarks.accuracy.pictures import Pictures
 from condconv.data import EpochSampler, ImageView, SampleKey, Source, open_source
 from condconv.execution import use_strategy
 from condconv.runs.config import TrainConfig
-from condconv.studies.study import COLUMNS, Study, read_study
-from condconv.training.module import ClassificationModule
+from condconv.studies.study import Study, read_study
+from condconv.tasks import task_of
+from condconv.training.module import TrainingModule
 
 CPU = torch.device("cpu")
 ARMS: dict[str, dict[str, Any]] = {
@@ -96,7 +97,7 @@ def test_steps_are_those_of_the_training_module(source: Source, study: Study, ar
     network = CapturedNetwork(
         built(replace(config, seed=0), source), config, epoch, (pictures.val_images, pictures.val_labels)
     )
-    module = ClassificationModule(built(config, source), config, num_classes=10, steps_per_epoch=4, global_batch=16)
+    module = TrainingModule(built(config, source), task_of(config), source, steps_per_epoch=4, global_batch=16)
     scheduled: Any = module.configure_optimizers()
     optimizer, schedule = scheduled["optimizer"], scheduled["lr_scheduler"]["scheduler"]
     module.network.train()
@@ -109,7 +110,7 @@ def test_steps_are_those_of_the_training_module(source: Source, study: Study, ar
         for batch, target in zip(images, labels, strict=True):
             optimizer.zero_grad()
             with use_strategy("reference"):
-                loss = module._loss(module.network(batch), target)
+                loss = module.task.loss(module.network(batch), (batch, target, None, None))
             loss.backward()
             torch.nn.utils.clip_grad_norm_(module.network.parameters(), config.grad_clip)
             optimizer.step()

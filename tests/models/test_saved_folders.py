@@ -224,7 +224,7 @@ def test_networks_that_no_configuration_describes_are_refused(tmp_path: Path) ->
     model.extra = nn.Linear(2, 2)
     with pytest.raises(CheckpointError, match="no longer what create_model.*extra.bias"):
         save_pretrained(model, tmp_path / "a")
-    wide = converted(router=lambda c, n: PooledLinear(c, n, hidden_channels=4))
+    wide = converted(router=lambda site, slices: PooledLinear(site.in_channels, slices.size, hidden_channels=4))
     with pytest.raises(CheckpointError, match="router of .* is not the default one"):
         save_pretrained(wide, tmp_path / "a")
     with pytest.raises(CheckpointError, match="cannot be written as JSON"):
