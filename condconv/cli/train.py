@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from condconv.cli.parser import Parser
-from condconv.cli.settings import add_settings, given, parse
+from condconv.cli.settings import add_settings, completed, parse
 from condconv.errors import ArgumentError
 from condconv.runs.config import SMALL_INPUT, TrainConfig
 
@@ -38,8 +38,8 @@ def make_parser() -> Parser:
 
 def run(arguments: Sequence[str]) -> int:
     """Parse, train, and say where the results are."""
-    parser = make_parser()
-    calls, settings = parse(parser, arguments)
+    calls, given = parse(make_parser(), arguments)
+    settings = completed(given)
     if calls["print_config"]:
         print(yaml.safe_dump({name: value for name, value in settings.items() if value is not None}, sort_keys=False))
         return 0
@@ -49,8 +49,8 @@ def run(arguments: Sequence[str]) -> int:
     if resume is not None and calls["fast_dev_run"]:
         raise ArgumentError("--fast-dev-run: a resumed run keeps its settings; start a new one")
 
-    if resume is None and settings["recipe"] is None and "model" not in given(parser, arguments):
-        calls, settings = parse(parser, [*arguments, *recipe_for(settings)])
+    if resume is None and settings["recipe"] is None and "model" not in given:
+        settings = completed({**given, **recipe_for(settings)})
 
     # Imported here: --help and wrong options answer without loading Lightning and timm.
     from condconv.runs.folder import RunFolder, find_run
@@ -67,7 +67,7 @@ def run(arguments: Sequence[str]) -> int:
             path = find_run(resume, settings["out"])
             folder = RunFolder.existing(path) if first else RunFolder(path)
             stack.callback(folder.close)
-            config = resumed_config(folder.read_config(), given(parser, arguments))
+            config = resumed_config(folder.read_config(), given)
             if folder.summary.exists():
                 console.notice(f"notice: {path} is finished already; see {folder.summary}")
                 return 0
@@ -91,17 +91,17 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def recipe_for(settings: dict[str, Any]) -> list[str]:
-    """Where no model is named: the flags of the recipe for small images, where the images are small."""
+def recipe_for(settings: dict[str, Any]) -> dict[str, str]:
+    """Where no model is named: the recipe for small images, where the images are small."""
     from condconv.data import open_source
 
     source = open_source(settings["data"], skip_bad=settings["skip_bad_images"], num_classes=settings["num_classes"])
     side = settings["input_size"] or min(source.image_size)
     if side >= SMALL_INPUT:
-        return []
+        return {}
     if os.environ.get("RANK", "0") == "0":
         print(f"notice: images of {side} pixels, no --model: recipe {SMALL_RECIPE}; --model or --recipe names another")
-    return ["--recipe", SMALL_RECIPE]
+    return {"recipe": SMALL_RECIPE}
 
 
 if __name__ == "__main__":
