@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import condconv
 from benchmarks.gpu import DTYPES, EXPERTS, NETWORK, SHAPES, Shape, work
-from benchmarks.speed.machine import description
+from benchmarks.speed.machine import description, gpu_code
 from benchmarks.speed.subjects import OURS, STATIC, TIMM, image_batch, raw_network, timm_name
 from condconv.benchmarking import memory
 from condconv.benchmarking.networks import TrainingStep, strategies_of
@@ -41,6 +41,7 @@ CALLS = 20
 COLUMNS = (
     "cell", "kind", "pass", "numbers", "batch", "mode", "contender", "strategy", "median_ms", "p95_ms", "ratio",
     "ratio_p10", "ratio_p90", "peak_mb", "noisy", "error", "elapsed_s", "device", "cuda", *measured_on(), "commit",
+    "code",
 )  # fmt: skip
 
 Row = dict[str, object]
@@ -284,7 +285,7 @@ def graphed(call: Call, device: torch.device) -> Call:
             call()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream):  # Gradients are summed up on the stream that they began on.
         call()
 
     def replay() -> Call:
@@ -309,7 +310,7 @@ def _row(cell: Cell, contender: str, clock: Clock, device: torch.device, **found
         "cell": cell.name, "kind": cell.kind, "pass": "training" if asked.training else "inference",
         "numbers": asked.numbers, "batch": asked.batch, "mode": asked.mode, "contender": contender, "ratio": "",
         **found, "elapsed_s": f"{clock.elapsed_s:.1f}", "device": condconv.execution.machine_of(device),
-        "cuda": torch.version.cuda, **description(),
+        "cuda": torch.version.cuda, **description(), "code": gpu_code(),
     }  # fmt: skip
 
 

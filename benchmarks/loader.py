@@ -28,6 +28,7 @@ from condconv.data.sharding import write_shards
 from condconv.devices import resolve_device
 from condconv.runs.config import TrainConfig
 from condconv.runs.networks import plan_networks
+from condconv.tasks import task_of
 from condconv.training.datamodule import SourceDataModule
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -103,7 +104,8 @@ def measure(case: Case, seconds: float = SECONDS) -> Iterator[Line]:
 
 def loader_images_per_s(case: Case, batch_size: int, workers: int, seconds: float) -> float:
     """Of the loader alone, after its first batch, which waits for the processes to start."""
-    loader = SourceDataModule(case.source, case.config, batch_size=batch_size, workers=workers).train_dataloader()
+    data = SourceDataModule(case.source, task_of(case.config), batch_size=batch_size, workers=workers)
+    loader = data.train_dataloader()
     images, started = 0, None
     while True:
         for batch in loader:
@@ -118,7 +120,7 @@ def loader_images_per_s(case: Case, batch_size: int, workers: int, seconds: floa
 def step_images_per_s(case: Case, batch_size: int, seconds: float) -> float:
     """Of forward, backward and SGD on one batch, over and over, after a step to warm up."""
     device = resolve_device("auto")
-    network = plan_networks(case.config, case.source)[0].build().to(device).train()
+    network = plan_networks(task_of(case.config), case.source)[0].build().to(device).train()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
     images = torch.rand(batch_size, case.source.channels, *case.source.image_size, device=device)
     labels = torch.randint(len(case.source.classes), (batch_size,), device=device)

@@ -54,7 +54,11 @@ __version__ = "0.1.0"
 _LAZY = {
     name: "condconv.models"
     for name in ("create_model", "list_models", "save_pretrained", "static_twin")
-} | {"from_pretrained": "condconv.opening", "optimize_for_inference": "condconv.inference"}
+} | {
+    "export": "condconv.exporting",
+    "from_pretrained": "condconv.opening",
+    "optimize_for_inference": "condconv.inference",
+}
 
 __all__ = [
     "ArgumentError",
@@ -89,6 +93,7 @@ __all__ = [
     "count",
     "create_model",
     "detect_nonfinite",
+    "export",
     "from_pretrained",
     "last_strategy",
     "list_models",

@@ -11,7 +11,12 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Generic, TypeVar
 
+import torch
+
 T = TypeVar("T")
+
+TRACED = torch.__version__ >= "2.14"
+"""Whether torch.compile traces context variables. An older one gets an attribute, which all threads see."""
 
 
 class ContextStack(Generic[T]):
@@ -22,18 +27,25 @@ class ContextStack(Generic[T]):
 
     def __init__(self, name: str) -> None:
         self._variable: ContextVar[tuple[T, ...]] = ContextVar(name, default=())
+        self._attribute: tuple[T, ...] = ()
 
     def values(self) -> tuple[T, ...]:
         """What holds here, the innermost last; empty outside of all blocks."""
+        if not TRACED and torch.compiler.is_compiling():
+            return self._attribute
         return self._variable.get()
 
     @contextlib.contextmanager
     def holding(self, value: T) -> Iterator[T]:
         """Let a value hold inside the block."""
         before = self._variable.get()
-        self._variable.set((*before, value))
+        self._set((*before, value))
         try:
             yield value
         finally:
             # Not by a token: a generator that holds a block may be closed in another context than it began in.
-            self._variable.set(before)
+            self._set(before)
+
+    def _set(self, values: tuple[T, ...]) -> None:
+        self._variable.set(values)
+        self._attribute = values

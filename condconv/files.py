@@ -124,6 +124,20 @@ def temporary_folder(path: Path) -> Iterator[Path]:
         os.close(descriptor)
 
 
+@contextmanager
+def whole_files(path: Path) -> Iterator[Path]:
+    """A folder to write into; at the end of the block its files go to the folder of `path`, the one of that name last.
+
+    Raises `OSError`; what stood there before is intact where the block is left by an error, and nothing is left of it.
+    """
+    with temporary_folder(path) as temporary:
+        yield temporary
+        _flush_files(temporary)
+        for file in sorted(temporary.iterdir(), key=lambda file: file.name == path.name):
+            os.replace(file, path.with_name(file.name))
+        flush_folder(path.parent)
+
+
 def require_writable(out: str | Path) -> None:
     """Raise `ArgumentError` where `whole_folder` would, before anything is computed for it."""
     out = Path(out).expanduser()

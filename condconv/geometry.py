@@ -80,14 +80,16 @@ class ConvGeometry:
         positions = input_size if self.transposed else self.output_size(input_size, kernel_shape[2:])
         return math.prod(kernel_shape) * math.prod(positions)
 
-    def convolve(self, x: Tensor, weight: Tensor, groups: int | None = None) -> Tensor:
-        """Convolve x (B, I, *space) with one static kernel for all examples; → (B, O, *space).
+    def convolve(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, groups: int | None = None
+    ) -> Tensor:
+        """Convolve x (B, I, *space) with one static kernel for all examples, and add a bias (O,); → (B, O, *space).
 
         `groups` replaces the geometry's own count where a caller has folded the batch into the channels.
         """
         groups = self.groups if groups is None else groups
         if self.transposed:
             return _TRANSPOSED[self.rank](
-                x, weight, None, self.stride, self.padding, self.output_padding, groups, self.dilation
+                x, weight, bias, self.stride, self.padding, self.output_padding, groups, self.dilation
             )
-        return _CONVOLUTIONS[self.rank](x, weight, None, self.stride, self.padding, self.dilation, groups)
+        return _CONVOLUTIONS[self.rank](x, weight, bias, self.stride, self.padding, self.dilation, groups)

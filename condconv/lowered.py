@@ -69,8 +69,17 @@ class Mixture(NamedTuple):
         return torch.mm(self.coefficients.to(self.expert_bias.dtype), self.expert_bias)
 
     def mix(self) -> Tensor:
-        """Return each example's kernel, (B, *kernel_shape): n·|W| multiply-adds for each example."""
-        mixed = torch.mm(self.coefficients.to(self.experts.dtype), self.experts.flatten(1))
+        """Return each example's kernel, (B, *kernel_shape): n·|W| multiply-adds for each example.
+
+        Under autocast what is fewer is rounded: the experts, or the kernels of a batch smaller than their number.
+        """
+        coefficients, experts = self.coefficients.to(self.experts.dtype), self.experts.flatten(1)
+        device = experts.device.type
+        if device != "meta" and torch.is_autocast_enabled(device) and coefficients.shape[0] < self.num_experts:
+            with torch.autocast(device, enabled=False):
+                mixed = torch.mm(coefficients, experts)
+        else:
+            mixed = torch.mm(coefficients, experts)
         return mixed.unflatten(1, self.kernel_shape)
 
 

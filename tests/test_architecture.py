@@ -27,7 +27,7 @@ FLOOR_OF = {room: level for level, names in enumerate(floors()) for room in name
 SIBLINGS = {"routers", "banks", "execution"}  # never import one another
 MAY_NEED = {
     "timm": {"models", "training", "benchmarking"},
-    "torchvision": {"data", "detection"},
+    "torchvision": {"data", "detection", "tasks"},
     "pytorch_lightning": {"training"},
 }
 

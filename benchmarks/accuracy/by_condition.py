@@ -14,13 +14,13 @@ from pathlib import Path
 
 import torch
 
-from condconv.data import ImageView
-from condconv.evaluation.validation import validate
+from condconv.evaluation.evaluate import evaluate
 from condconv.files import write_text
 from condconv.runs.trained import load_trained
 from condconv.signals import StopRequest
 from condconv.studies.study import Study, read_study
 from condconv.studies.sweep import Sweep, find_finished, network_of
+from condconv.tasks import task_of
 
 HELD_OUT = ("noisy:1.5", "noisy:2", "blurred")
 COLUMNS = ("study", "arm", "seed", "condition", "seen", "top1_pct")
@@ -40,9 +40,9 @@ def rows_of(study: Study, data: str | None, out: Path) -> list[tuple[object, ...
             for condition in (*seen, *HELD_OUT):
                 source = sweep.source.limited(None, config.limit_val).under(condition)
                 model, source = load_trained(folder.path, network_of(config), source)
-                view = ImageView(source, train=False)
-                found = validate(model, view, len(source.classes), 250, 0, torch.device("cpu"))
-                rows.append((study.name, arm, seed, condition, int(condition in seen), f"{100 * found.accuracy:.2f}"))
+                found = evaluate(model, source, task_of(config), batch_size=250, workers=0, device=torch.device("cpu"))
+                top1 = f"{100 * found.found.top1:.2f}"
+                rows.append((study.name, arm, seed, condition, int(condition in seen), top1))
     return rows
 
 

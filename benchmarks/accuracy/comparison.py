@@ -66,16 +66,16 @@ class Outcome:
         """Multiply-adds of an arm."""
         return int(self.any_row(arm)["macs"])
 
-    def mean(self, arm: str, column: str = "top1_pct") -> Estimate:
-        """The mean of a column over an arm's seeds."""
-        return estimate([float(row[column]) for row in self.rows[arm].values()])
+    def mean(self, arm: str, column: str | None = None) -> Estimate:
+        """The mean of a column, by default the study's score, over an arm's seeds."""
+        return estimate([float(row[column or self.study.score.study_column]) for row in self.rows[arm].values()])
 
     def difference(self, arm: str, other: str) -> Estimate | None:
-        """Top-1 of an arm minus that of another, paired by seed; None without a common seed."""
+        """The score of an arm minus that of another, paired by seed; None without a common seed."""
         common = self.rows[arm].keys() & self.rows[other].keys()
+        score = self.study.score.study_column
         pairs = [
-            float(self.rows[arm][seed]["top1_pct"]) - float(self.rows[other][seed]["top1_pct"])
-            for seed in sorted(common)
+            float(self.rows[arm][seed][score]) - float(self.rows[other][seed][score]) for seed in sorted(common)
         ]
         return estimate(pairs) if pairs else None
 

@@ -1,4 +1,4 @@
-"""The picture of a study: accuracy against multiply-adds, and the gain over the two static networks."""
+"""The picture of a study: the score against multiply-adds, and the gain over the two static networks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def draw(outcome: Outcome, path: Path) -> None:
     """Write the picture as SVG."""
     figure = Figure(figsize=(11, 1.8 + 0.42 * max(5, len(outcome.conditional))), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _accuracy(left, outcome)
+    _scores(left, outcome)
     _gains(right, outcome)
     path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"svg.hashsalt": path.stem}):  # the same file every time
@@ -43,6 +43,8 @@ def draw_overhead(outcomes: Sequence[Outcome], path: Path) -> None:
     right.axhline(0, color="black", linewidth=0.8)
     for label, colour, pick in (("over the twin", _TWIN, "twin"), ("over the widened", _WIDENED, "widened")):
         for outcome in outcomes:
+            if outcome.study.score.unit != "%":
+                continue
             for arm in outcome.conditional:
                 other = getattr(outcome, pick)(arm)
                 gain = None if other is None else outcome.difference(arm, other)
@@ -60,7 +62,7 @@ def draw_overhead(outcomes: Sequence[Outcome], path: Path) -> None:
         figure.savefig(path, metadata={"Date": None})
 
 
-def _accuracy(axes: Axes, outcome: Outcome) -> None:
+def _scores(axes: Axes, outcome: Outcome) -> None:
     for label, colour, arms in (
         ("static", _STATIC, [arm for arm in outcome.arms if arm not in outcome.conditional]),
         ("conditional", _CONDITIONAL, outcome.conditional),
@@ -72,7 +74,9 @@ def _accuracy(axes: Axes, outcome: Outcome) -> None:
         axes.errorbar(costs, [mean.mean for mean in means], errors, fmt="o", color=colour, capsize=3, label=label)
         for arm, cost, mean in zip(arms, costs, means, strict=True):
             axes.annotate(arm, (cost, mean.mean), textcoords="offset points", xytext=(5, 4), fontsize=7)
-    axes.set(xlabel="multiply-adds of one image / 10⁶ (papers' convention)", ylabel="top-1 / %, mean and 95 % interval")
+    score = outcome.study.score
+    said = f"{score.study_title} / {score.unit}, mean and 95 % interval"
+    axes.set(xlabel="multiply-adds of one image / 10⁶ (papers' convention)", ylabel=said)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
 
@@ -93,7 +97,9 @@ def _gains(axes: Axes, outcome: Outcome) -> None:
             axes.errorbar(gain.mean, place + shift, xerr=error, fmt="o", color=colour, capsize=3, label=label)
             label = "_"
     axes.set_yticks(range(len(arms)), arms, fontsize=8)
-    axes.set(xlabel="gain in top-1 / percentage points, paired over seeds, 95 % interval")
+    score = outcome.study.score
+    said = f"gain in {score.study_title} / {score.differences}, paired over seeds, 95 % interval"
+    axes.set(xlabel=said)
     axes.grid(axis="x", alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize="small")

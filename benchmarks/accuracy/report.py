@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.accuracy.comparison import CONFIDENCE, Estimate, Outcome
-from condconv.studies.study import CHECKS, Study, read_study
+from condconv.studies.study import CHECKS, Study, check_column, read_study
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -36,8 +36,9 @@ Conditional networks beside two static ones that were trained in the same way: t
 numbers say how the variants compare here, and are not comparable with published ones (CIFAR-10-JPEG is CIFAR-10
 recompressed to JPEG).
 
-Top-1 is that of the last epoch, not of the best one, on the validation images. Multiply-adds are those of one image by
-the papers' convention (mixing and routing counted); the ratio is to the static network of the same shape. Every
+Top-1 (of restored pictures: PSNR) is that of the last epoch, not of the best one, on the validation images.
+Multiply-adds are those of one image by the papers' convention (mixing and routing counted); the ratio is to the static
+network of the same shape. Every
 interval is a {CONFIDENCE:.0%} interval by Student's t over seeds; differences are paired by seed. A claim of a paper is
 called confirmed or contradicted where the interval of the difference excludes 0, and is undecided otherwise.
 
@@ -138,7 +139,7 @@ def section(outcome: Outcome) -> Iterator[str]:
     else:
         yield f"{setting(outcome)}\n"
         yield from table(
-            ["arm", "experts", "parameters", "multiply-adds", "ratio", "top-1 / %", "training loss", "seeds"],
+            ["arm", "experts", "parameters", "multiply-adds", "ratio", scored(study), "training loss", "seeds"],
             (arm_cells(outcome, arm) for arm in outcome.arms),
         )
         yield f"![{study.title}]({PICTURES}/{study.name}.svg)\n"
@@ -149,6 +150,11 @@ def section(outcome: Outcome) -> Iterator[str]:
     if study.remarks:
         yield f"{study.remarks.strip()}\n"
     yield from not_run(study)
+
+
+def scored(study: Study) -> str:
+    """The score and its unit."""
+    return f"{study.score.study_title} / {study.score.unit}"
 
 
 def setting(outcome: Outcome) -> str:
@@ -235,13 +241,15 @@ def by_condition(outcome: Outcome) -> Iterator[str]:
 
 def checks(outcome: Outcome) -> Iterator[str]:
     """What is left of the accuracy with changed coefficients."""
-    arms = [arm for arm in outcome.conditional if outcome.any_row(arm)[f"{CHECKS[0]}_pct"]]
+    arms = [arm for arm in outcome.conditional if outcome.any_row(arm)[check_column(CHECKS[0], outcome.study.score)]]
     if not arms:
         return
-    yield "Top-1 / % on 2,000 validation images with changed coefficients, mean over seeds:\n"
+    said = scored(outcome.study)
+    score = outcome.study.score
+    yield f"{said[0].upper()}{said[1:]} on 2,000 validation images with changed coefficients, mean over seeds:\n"
     yield from table(
         ["arm", "unchanged", "mean of the kernels", "largest alone", "of another image", "shuffled among experts"],
-        ([arm, *(f"{outcome.mean(arm, f'{name}_pct').mean:.2f}" for name in CHECKS)] for arm in arms),
+        ([arm, *(f"{outcome.mean(arm, check_column(name, score)).mean:.2f}" for name in CHECKS)] for arm in arms),
     )
 
 
@@ -258,7 +266,8 @@ def claims(outcome: Outcome) -> Iterator[str]:
 
     if outcome.study.claims:
         yield from table(
-            ["claim", "source", "difference in top-1", "here"], map(cells, range(len(outcome.study.claims)))
+            ["claim", "source", f"difference in {outcome.study.score.study_title}", "here"],
+            map(cells, range(len(outcome.study.claims))),
         )
 
 

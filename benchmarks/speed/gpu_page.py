@@ -17,10 +17,19 @@ launch, and vary. `python -m benchmarks.gpu` measures it again, and says so wher
 what they take now is not known."""
 
 
-def gpu(networks: Sequence[Line], layers: Sequence[Line]) -> list[str]:
+QUICK = """`python -m benchmarks.gpu --quick` measures the rows that matter most, in minutes. *Eager* includes the
+launches of kernels, as long as the CPU is slower than the device; *graph* replays a CUDA graph of the same call,
+which has none. *Tuned* is after `condconv.tune`. EfficientNet-B0 with 8 experts at 224 px as below, and layers. In a
+profile of the training step more than half of what our network's kernels took beyond the twin's was torch's gradient
+of depthwise kernels, which then had maps too small for `triton`; what a bf16 network took beyond that at batch 1 was
+rounding the banks; and dense layers on large maps went through columns. All three are mended, and wait for a card to
+be measured:"""
+
+
+def gpu(networks: Sequence[Line], layers: Sequence[Line], quick: Sequence[Line]) -> list[str]:
     """The lines of the section, none where nothing was measured."""
     measured = [*networks, *layers]
-    if not measured:
+    if not measured and not quick:
         return []
     where = "; ".join(
         dict.fromkeys(f"{line['machine']}, torch {line['torch']}, Triton {line['triton']}" for line in measured)
@@ -28,7 +37,9 @@ def gpu(networks: Sequence[Line], layers: Sequence[Line]) -> list[str]:
     return [
         ABOUT,
         "",
-        f"Measured on: {where}.",
+        *(_quick(quick) if quick else ()),
+        "",
+        f"The tables below were measured on: {where}.",
         "",
         "EfficientNet-B0 with 8 experts at 224 px, routers included, batch norms not folded; bf16 is autocast:",
         "",
@@ -53,6 +64,24 @@ def _table(title: str, lines: Sequence[Line], kind: str, columns: Sequence[str])
         static = found["static"]
         cells = [*key, f"{float(static['median_ms']):.3f}", *ratios, _code(static)]
         yield f"| {' | '.join(cells)} |"
+
+
+def _quick(lines: Sequence[Line]) -> Iterator[str]:
+    """One row for each cell of the quick measurement."""
+    cells: dict[str, dict[str, Line]] = {}
+    for line in lines:
+        words = line["contender"].split()
+        column = "auto" if words == ["ours"] or "auto" in words else words[-1]
+        cells.setdefault(line["cell"], {})[column] = line
+    columns = ("timm", "auto", "tuned", "grouped", "mixture_of_experts", "triton")
+    first = lines[0]
+    yield from (QUICK, "", f"Measured on: {first['device']}, torch {first['torch']}, timm {first['timm']}.", "")
+    yield f"| {' | '.join(['work', 'static ms', *columns, 'code'])} |"
+    yield "|" + "---|" * (len(columns) + 3)
+    for name, found in cells.items():
+        ratios = [found[column]["ratio"] if column in found else "–" for column in columns]
+        static = found["static"]
+        yield f"| {' | '.join([name, static['median_ms'], *ratios, _code(static)])} |"
 
 
 def _code(line: Line) -> str:

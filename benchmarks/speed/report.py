@@ -69,7 +69,7 @@ def page(results: Results, limits: str) -> str:
         section("Shapes that are not in the planner's table", random_shapes(results.random_shapes)),
         section("The planner's table", planner(results.planner, results.planner_check)),
         section("Where the time goes", [limits.strip(), "", *hotspots(results.hotspots)]),
-        section("On a GPU", gpu(results.gpu_networks, results.gpu)),
+        section("On a GPU", gpu(results.gpu_networks, results.gpu, results.gpu_quick)),
         REPEAT,
     ]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(part for part in parts if part))

@@ -20,6 +20,7 @@ class Results:
     hotspots: Sequence[Line] = ()
     gpu: Sequence[Line] = ()
     gpu_networks: Sequence[Line] = ()
+    gpu_quick: Sequence[Line] = ()
     single_layers: Sequence[Line] = ()
     planner: Sequence[Line] = ()
     planner_check: Sequence[Line] = ()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from condconv.analysis.collect import COUNTERFACTUAL_IMAGES, collect, routing_groups
@@ -16,9 +17,24 @@ from condconv.analysis.curves import RecordedNetwork
 from condconv.analysis.figures import resolve_classes, resolve_layers
 from condconv.analysis.report import write_report
 from condconv.analysis.results import Analysis, ImageAccess, summarise
-from condconv.data import EpochSampler, ImageView, Sample, Source
+from condconv.data import EpochSampler, ImageView, Source
 from condconv.errors import argument_error
 from condconv.files import require_writable
+
+
+class Grouping(Protocol):
+    """What is asked of a task here, see `condconv.tasks.base.Task`: samples, and by what their routing is reported."""
+
+    collate: Any
+
+    def view(self, source: Source, *, train: bool, skip_bad: bool = False) -> Any:
+        """The samples; they begin with image, target, place, and whether it could be decoded."""
+
+    def groups(self, source: Source) -> tuple[str, ...]:
+        """Names of the groups."""
+
+    def group_of(self, batch: Sequence[Any]) -> Tensor:
+        """The group of each image: int64 (B,)."""
 
 
 def examine(
@@ -30,6 +46,7 @@ def examine(
     batch_size: int = 128,
     workers: int | None = None,
     counterfactual_images: int = COUNTERFACTUAL_IMAGES,
+    task: Grouping | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Analysis, ImageAccess]:
     """Run a network over the validation images of a data set, once and in random order, and compute all numbers.
@@ -42,6 +59,7 @@ def examine(
         batch_size: images of one step.
         workers: loader processes; none for a set in memory, else one for each core up to eight, where None.
         counterfactual_images: how many images are also run with changed coefficients.
+        task: what the network is for; routing is reported by its groups in place of classes. None: classification.
         progress: is told how many images are done, and of how many.
 
     Raises:
@@ -52,15 +70,16 @@ def examine(
     require_channels(model, source)
     source = source.limited(None, limit)
     total = len(source.val)
+    groups = source.classes if task is None else task.groups(source)
     collection = collect(
         model,
-        validation_batches(source, batch_size, workers),
-        len(source.classes),
+        validation_batches(source, batch_size, workers, task),
+        len(groups),
         counterfactual_images=counterfactual_images,
         progress=None if progress is None else lambda done: progress(done, total),
     )
     name = f"{source.name}, {total:,} validation images"
-    found = summarise(model, collection, title=title, data=name, classes=source.classes, skipped=source.skipped)
+    found = summarise(model, collection, title=title, data=name, classes=groups, skipped=source.skipped)
     return found, ImageAccess(source.val.load, source.val.where)
 
 
@@ -75,6 +94,7 @@ def analyze(
     runs: Sequence[RecordedNetwork] = (),
     layers: Sequence[str] | None = None,
     classes: Sequence[str] | None = None,
+    task: Grouping | None = None,
     progress: Callable[[int, int], None] | None = None,
     replace: bool = False,
 ) -> Path:
@@ -86,24 +106,33 @@ def analyze(
     if layers is not None:
         resolve_layers(routing_groups(model), layers)
     if classes is not None:
-        resolve_classes(source.classes, classes)
+        resolve_classes(source.classes if task is None else task.groups(source), classes)
     require_writable(out)
-    found, images = examine(model, source, title=title, limit=limit, workers=workers, progress=progress)
+    found, images = examine(model, source, title=title, limit=limit, workers=workers, task=task, progress=progress)
     return write_report(out, found, images=images, runs=runs, layers=layers, classes=classes, replace=replace)
 
 
-def validation_batches(source: Source, batch_size: int, workers: int | None = None) -> DataLoader[Sample]:
-    """Return the validation images in an order that is random and always the same; damaged ones are marked."""
+def validation_batches(
+    source: Source, batch_size: int, workers: int | None = None, task: Grouping | None = None
+) -> Iterator[Sequence[Tensor]]:
+    """Yield images, labels (or a task's groups), places and whether they could be decoded, of the validation set.
+
+    The order is random and always the same; damaged images are marked.
+    """
     if workers is None:
         workers = 0 if source.in_memory else min(8, os.cpu_count() or 1)
-    return DataLoader(
-        ImageView(source, train=False, skip_bad=True),
+    make = ImageView if task is None else task.view
+    batches: DataLoader[Any] = DataLoader(
+        make(source, train=False, skip_bad=True),
         batch_size=batch_size,
         sampler=EpochSampler(len(source.val), shuffle=True),
         num_workers=workers,
         worker_init_fn=_ignore_interrupts,
         generator=torch.Generator(),
+        collate_fn=None if task is None else task.collate,
     )
+    for batch in batches:
+        yield batch if task is None else (batch[0], task.group_of(batch), batch[2], batch[3])
 
 
 def _ignore_interrupts(worker: int) -> None:

@@ -47,26 +47,29 @@ def run(arguments: Sequence[str]) -> int:
 
     # Imported here: --help and wrong options answer without loading timm and matplotlib.
     from condconv.analysis import analyze
+    from condconv.analysis.curves import MEASURED
+    from condconv.cli.network_argument import task_for
     from condconv.cli.run_argument import recorded_networks
     from condconv.data import open_source
     from condconv.devices import resolve_device
     from condconv.runs.building import CONDITIONAL
-    from condconv.runs.folder import RunFolder
     from condconv.runs.trained import load_trained
 
     device = resolve_device(settings.device)
+    task = task_for(settings.model, settings.data)
     folders = [Path(name).expanduser() for name in settings.runs or ()]
     if is_run(settings.model):
         folders.insert(0, path)
-        source = open_source(settings.data or RunFolder(path).read_config().data, skip_bad=True)
+        source = task.open(settings.data or task.config.data, skip_bad=True)
         model, source = load_trained(path, CONDITIONAL, source)
     else:
         model, source = load_named(settings.model, open_source(settings.data, skip_bad=True), settings.pretrained)
-    recorded = [network for folder in dict.fromkeys(folders) for network in recorded_networks(folder)]
+    of_accuracy = task.score.column in MEASURED
+    recorded = [network for folder in dict.fromkeys(folders) if of_accuracy for network in recorded_networks(folder)]
     with progress_bar("images") as progress:
         report = analyze(
             model.to(device), source, settings.out, title=path.name, limit=settings.limit, workers=settings.workers,
-            runs=recorded, layers=settings.layers, classes=settings.classes, progress=progress,
+            runs=recorded, layers=settings.layers, classes=settings.classes, task=task, progress=progress,
         )  # fmt: skip
     print(f"report: {report / 'report.html'}")
     return 0

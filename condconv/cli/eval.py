@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from condconv.cli.network_argument import DATA_HELP, add_network, check_numbers, load_for_data
 from condconv.cli.parser import Parser
@@ -36,25 +35,27 @@ def run(arguments: Sequence[str]) -> int:
         raise ArgumentError("--data is missing; pass fashion-mnist, digits or a folder of labelled images")
 
     # Imported here: --help and wrong options answer without loading timm and matplotlib.
-    from condconv.data import default_workers, open_source
+    from condconv.cli.network_argument import task_for
+    from condconv.data import default_workers
     from condconv.devices import resolve_device
     from condconv.evaluation.evaluate import evaluate
-    from condconv.evaluation.report import headline, write_evaluation
-    from condconv.runs.folder import RunFolder
+    from condconv.runs.trained import chosen_network
 
     device = resolve_device(settings.device)
-    data = settings.data or RunFolder(Path(settings.model).expanduser()).read_config().data
-    source = open_source(data, skip_bad=settings.skip_bad_images).limited(None, settings.limit)
-    source = source.under(settings.conditions)
+    if is_run(settings.model):
+        chosen_network(settings.model, settings.network)
+    task = task_for(settings.model, settings.data)
+    source = task.open(settings.data or task.config.data, skip_bad=settings.skip_bad_images)
+    source = source.limited(None, settings.limit).under(settings.conditions)
     network, source, title = load_for_data(settings.model, settings.network, source, settings.pretrained)
     workers = default_workers(source) if settings.workers is None else settings.workers
     with progress_bar("images") as progress:
         found = evaluate(
-            network, source, batch_size=settings.batch_size, workers=workers, device=device,
+            network, source, task, batch_size=settings.batch_size, workers=workers, device=device,
             skip_bad=settings.skip_bad_images, progress=progress,
         )  # fmt: skip
-    folder = write_evaluation(settings.out, title, source, found)
-    print(headline(found))
+    folder = task.write_evaluation(settings.out, title, source, found)
+    print(task.headline(found.found))
     left_out = len(found.damaged) + len(source.skipped)
     if left_out:
         print(f"notice: left out {left_out} damaged samples, listed in {folder / 'summary.md'}")

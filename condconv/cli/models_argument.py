@@ -14,6 +14,9 @@ from condconv.errors import ArgumentError, argument_error
 _SIZE = re.compile(r"\d+(x\d+)*")
 
 
+KINDS = "a run folder, a folder of save_pretrained, or a network's name"
+
+
 def add_model(parser: Parser) -> None:
     """Add the arguments that name a network and its input."""
     add_name(parser)
@@ -23,9 +26,9 @@ def add_model(parser: Parser) -> None:
     parser.add_argument("--debug", action="store_true", default=False, help="show tracebacks")
 
 
-def add_name(parser: Parser) -> None:
-    """Add the arguments that name a network."""
-    parser.add_argument("model", type=str, help="a run folder, a folder of save_pretrained, or a network's name")
+def add_name(parser: Parser, kinds: str = KINDS) -> None:
+    """Add the arguments that name a network; `kinds` says what may be named."""
+    parser.add_argument("model", type=str, help=kinds)
     parser.add_argument(
         "--network", type=str, default=None, metavar="NAME",
         help="of a run: conditional, static or widened (default: the first of them that it has)",

@@ -6,22 +6,24 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from condconv.cli.models_argument import add_name, load_model
+from condconv.cli.models_argument import KINDS, add_name, load_model
 from condconv.cli.parser import Parser
 from condconv.errors import ArgumentError, argument_error
+from condconv.exporting.formats import is_exported
 from condconv.runs.folder import is_run
 
 if TYPE_CHECKING:
     from torch import nn
 
     from condconv.data import ImageSet, Source
+    from condconv.tasks.base import Task
 
 DATA_HELP = "fashion-mnist, digits, a folder (train/ and val/, tar shards, IDX files) or the URL of a folder of shards"
 
 
-def add_network(parser: Parser) -> None:
-    """Add the arguments that name a network, and how to run it."""
-    add_name(parser)
+def add_network(parser: Parser, kinds: str = KINDS) -> None:
+    """Add the arguments that name a network, and how to run it; `kinds` says what may be named."""
+    add_name(parser, kinds)
     parser.add_argument("--pretrained", action="store_true", default=False, help="published weights, for a name")
     parser.add_argument("--batch-size", type=int, default=128, help="images of one step")
     parser.add_argument("--workers", type=int, default=None, help="loader processes")
@@ -36,6 +38,15 @@ def check_numbers(verb: str, batch_size: int, workers: int | None) -> None:
         raise argument_error(verb, "--batch-size", batch_size, "must be at least 1", "pass --batch-size 1 or more")
     if workers is not None and workers < 0:
         raise argument_error(verb, "--workers", workers, "must not be negative", "pass --workers 0 or more")
+
+
+def task_for(model: str, data: str | None) -> Task:
+    """The task of a network named on the command line: that of its run, classification for others."""
+    from condconv.runs.config import TrainConfig
+    from condconv.runs.trained import task_of_run
+    from condconv.tasks import task_of
+
+    return task_of_run(Path(model).expanduser()) if is_run(model) else task_of(TrainConfig(data=data or ""))
 
 
 def load_for_data(model: str, network: str | None, source: Source, pretrained: bool) -> tuple[nn.Module, Source, str]:
@@ -68,10 +79,32 @@ def load_for_images(model: str, network: str | None, images: ImageSet, pretraine
     from condconv.runs.trained import unlabelled
 
     path = Path(model).expanduser()
+    if is_exported(path):
+        return load_exported(path, images)
     if not path.is_dir() and not pretrained:
         raise ArgumentError(f"{model}: has no weights; pass a run folder, a folder of save_pretrained, or --pretrained")
     loaded = load_model(model, network) if path.is_dir() else load_model(model, network, pretrained=True)
     return loaded, unlabelled(loaded, images, path.name)
+
+
+def load_exported(path: Path, images: ImageSet) -> tuple[nn.Module, Source]:
+    """Return an exported network in its runtime, and images without labels as it wants them.
+
+    Raises:
+        CondConvError: the file cannot be opened, or does not classify.
+    """
+    from condconv.data import Source
+    from condconv.exporting import ExportedNetwork
+
+    network = ExportedNetwork(path)
+    about = network.about
+    if not about.classes:
+        raise ArgumentError(f"{path}: {about.name} gives no scores of classes; run it with its runtime")
+    channels, height, width = about.input_size
+    return network, Source(
+        path.name, images, images, about.classes, channels, (height, width), native=about.native, flip=False,
+        mean=about.mean, std=about.std,
+    )  # fmt: skip
 
 
 def load_named(

@@ -75,7 +75,9 @@ def run_all(sweep, todo: Sequence[Cell]) -> int:  # type: ignore[no-untyped-def]
             continue
         seconds.append(time.monotonic() - started)
         left = (len(todo) - number) * sum(seconds) / len(seconds) / 60
-        print(f"{label} top-1 {row['top1_pct']} %, {seconds[-1]:.0f} s; about {left:.0f} min left", flush=True)
+        score = sweep.study.score
+        said = f"{score.study_title} {row[score.study_column]} {score.unit}"
+        print(f"{label} {said}, {seconds[-1]:.0f} s; about {left:.0f} min left", flush=True)
     print(f"table: {sweep.study.results}")
     return 2 if failed else 0
 

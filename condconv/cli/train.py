@@ -15,9 +15,7 @@ import yaml
 from condconv.cli.parser import Parser
 from condconv.cli.settings import add_settings, completed, parse
 from condconv.errors import ArgumentError
-from condconv.runs.config import SMALL_INPUT, TrainConfig
-
-SMALL_RECIPE = "small_images"
+from condconv.runs.config import TrainConfig
 
 
 def make_parser() -> Parser:
@@ -92,16 +90,18 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def recipe_for(settings: dict[str, Any]) -> dict[str, str]:
-    """Where no model is named: the recipe for small images, where the images are small."""
-    from condconv.data import open_source
+    """Where no model is named: the recipe that the task has for such data."""
+    from condconv.tasks import task_of
 
-    source = open_source(settings["data"], skip_bad=settings["skip_bad_images"], num_classes=settings["num_classes"])
-    side = settings["input_size"] or min(source.image_size)
-    if side >= SMALL_INPUT:
+    task = task_of(TrainConfig(**settings))
+    source = task.open(settings["data"], skip_bad=settings["skip_bad_images"])
+    recipe = task.recipe(source)
+    if recipe is None:
         return {}
     if os.environ.get("RANK", "0") == "0":
-        print(f"notice: images of {side} pixels, no --model: recipe {SMALL_RECIPE}; --model or --recipe names another")
-    return {"recipe": SMALL_RECIPE}
+        side = settings["input_size"] or min(source.image_size)
+        print(f"notice: images of {side} pixels, no --model: recipe {recipe}; --model or --recipe names another")
+    return {"recipe": recipe}
 
 
 if __name__ == "__main__":

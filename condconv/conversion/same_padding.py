@@ -65,6 +65,11 @@ def same_padded(cls: type[ConditionalLayer]) -> type[ConditionalLayer]:
     return padded
 
 
+def is_same_padded(layer: ConditionalLayer) -> bool:
+    """Whether a conditional convolution pads its input for "SAME"."""
+    return isinstance(layer, _SamePadded)
+
+
 def _new(cls: type[ConditionalLayer]) -> Any:
     padded = same_padded(cls)
     return padded.__new__(padded)

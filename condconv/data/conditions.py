@@ -24,7 +24,9 @@ standard deviation of the Gaussian, pixels. Strength 1; noise and blur grow with
 
 @dataclass(frozen=True)
 class Setting:
-    """What a condition may use: mean and standard deviation of the set, each (C, 1, 1), strength, random numbers."""
+    """What a condition may use: mean and standard deviation of the set, each (C, 1, 1), strength, random numbers of the
+    image's device.
+    """
 
     mean: Tensor
     std: Tensor
@@ -33,25 +35,26 @@ class Setting:
 
 
 Condition = Callable[[Tensor, Setting], Tensor]
-"""Image f32 (C, H, W) on [0, 1] → the same shape."""
+"""Image f32 (C, H, W), or several (N, C, H, W), on [0, 1] → the same shape."""
 
 conditions: Registry[Condition] = Registry("condition")
 
 
 def _noisy(image: Tensor, setting: Setting) -> Tensor:
-    noise = torch.randn(image.shape, generator=setting.generator) * (NOISE * setting.strength * setting.std)
+    drawn = torch.randn(image.shape, generator=setting.generator, device=image.device)
+    noise = drawn * (NOISE * setting.strength * setting.std)
     return (image - setting.mean) * CONTRAST + setting.mean + noise
 
 
 def _blurred(image: Tensor, setting: Setting) -> Tensor:
     sigma = BLUR * setting.strength
-    side = 2 * min(round(3 * sigma), (min(image.shape[1:]) - 1) // 2) + 1
+    side = 2 * min(round(3 * sigma), (min(image.shape[-2:]) - 1) // 2) + 1
     return v2.functional.gaussian_blur(image, [side, side], [sigma, sigma])
 
 
 conditions.register("plain", lambda image, _: image)
 conditions.register("inverted", lambda image, _: 1 - image)
-conditions.register("turned", lambda image, _: image.rot90(1, (1, 2)))
+conditions.register("turned", lambda image, _: image.rot90(1, (-2, -1)))
 conditions.register("noisy", _noisy)
 conditions.register("blurred", _blurred)
 
@@ -69,11 +72,14 @@ class Conditions:
         """Which one a seed (63 bits, from `sample_seed`) chooses: its place among the names."""
         return (seed >> 20) % len(self.names)
 
+    def apply(self, which: int, image: Tensor, mean: Tensor, std: Tensor, generator: torch.Generator) -> Tensor:
+        """Put an image, or several (N, C, H, W), under the condition at that place among the names."""
+        setting = Setting(mean, std, self.strengths[which], generator)
+        return conditions[self.names[which]](image, setting)
+
     def __call__(self, image: Tensor, mean: Tensor, std: Tensor, seed: int) -> Tensor:
         """Put an image, f32 (C, H, W) on [0, 1], under the condition that the seed chooses."""
-        which = self.of(seed)
-        setting = Setting(mean, std, self.strengths[which], torch.Generator().manual_seed(seed))
-        return conditions[self.names[which]](image, setting)
+        return self.apply(self.of(seed), image, mean, std, torch.Generator().manual_seed(seed))
 
 
 def parse_conditions(text: str, image_size: Sequence[int], where: str = "train") -> Conditions:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import email.message
 import os
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPResponse
 from typing import IO, Any
 from urllib.parse import urlsplit
 
+from condconv.data.waiting import closed_aside, within
 from condconv.errors import DataError
 from condconv.limits import limit
 
@@ -57,7 +58,7 @@ def _opener() -> urllib.request.OpenerDirector:
 
 
 @contextmanager
-def http_get(url: str) -> Iterator[tuple[IO[bytes], int | None]]:
+def http_get(url: str) -> Iterator[tuple[HTTPResponse, int | None]]:
     """The body of an answer and its length, where the server says it.
 
     Raises:
@@ -65,32 +66,14 @@ def http_get(url: str) -> Iterator[tuple[IO[bytes], int | None]]:
         OSError: of all kinds, as urllib raises them; a silence of `fetch_timeout_s` among them.
     """
     request = urllib.request.Request(url, headers={"Accept-Encoding": "identity"})
-    response = _within(limit("fetch_timeout_s"), request)
-    with response:
+    seconds = limit("fetch_timeout_s")
+    # Connecting and the headers: however little a server is silent, it gets no more than twice the time for both.
+    response: HTTPResponse = within(2 * seconds, lambda: _opener().open(request, timeout=seconds))
+    with closed_aside(response):
         packing = response.headers.get("Content-Encoding", "identity")
         if packing.strip().lower() not in ("", "identity"):
             raise DataError(f"{url}: sent packed as {packing!r}, though that was not asked for; the server must not")
         yield response, _length(url, response.headers)
-
-
-def _within(seconds: int, request: urllib.request.Request) -> Any:
-    """Open a URL; a server that takes longer for its headers, however little it is silent, counts as silent."""
-    outcome: list[Any] = []
-
-    def open_it() -> None:
-        try:
-            outcome.append(_opener().open(request, timeout=seconds))
-        except BaseException as error:
-            outcome.append(error)
-
-    thread = threading.Thread(target=open_it, daemon=True)
-    thread.start()
-    thread.join(2 * seconds)  # for connecting, and for the headers
-    if not outcome:
-        raise TimeoutError(f"no answer within {2 * seconds} s")
-    if isinstance(outcome[0], BaseException):
-        raise outcome[0]
-    return outcome[0]
 
 
 def _length(url: str, headers: email.message.Message) -> int | None:

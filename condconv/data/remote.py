@@ -16,12 +16,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import TypeVar
 
 from condconv.data.cache import cache_folder
 from condconv.data.http import http_get
 from condconv.data.manifest import CLASSES, MANIFEST, Shard, read_manifest
 from condconv.data.tar import tar_members
+from condconv.data.waiting import closed_aside, within
 from condconv.errors import BusyError, DataError
 from condconv.files import Lock, whole_file
 from condconv.limits import limit
@@ -129,9 +130,9 @@ def _fetch(url: str, path: Path, shard: Shard) -> None:
 
         def copy() -> None:
             digest, found = hashlib.sha256(), 0
-            with _opened(url) as (remote, length), temporary.open("wb") as local:
+            with _opened(url) as (read, length), temporary.open("wb") as local:
                 wanted = shard.bytes if shard.bytes is not None else length
-                for block in _blocks(url, remote, limit("max_shard_bytes") if shard.bytes is None else shard.bytes):
+                for block in _blocks(url, read, limit("max_shard_bytes") if shard.bytes is None else shard.bytes):
                     local.write(block)
                     digest.update(block)
                     found += len(block)
@@ -151,15 +152,15 @@ def _fetch(url: str, path: Path, shard: Shard) -> None:
 def _read(url: str, bound: str) -> bytes | None:
     """A small file, no larger than the limit of that name; None where there is none."""
 
-    def read() -> bytes:
-        with _opened(url) as (remote, length):
-            data = b"".join(_blocks(url, remote, limit(bound)))
+    def read_all() -> bytes:
+        with _opened(url) as (read, length):
+            data = b"".join(_blocks(url, read, limit(bound)))
         if length is not None and len(data) != length:
             raise _NotWhole(f"{length} bytes expected, {len(data)} received")
         return data
 
     try:
-        return _with_patience(url, read)
+        return _with_patience(url, read_all)
     except FileNotFoundError:
         return None
 
@@ -192,31 +193,32 @@ def _with_patience(url: str, action: Callable[[], T]) -> T:
 
 
 @contextmanager
-def _opened(url: str) -> Iterator[tuple[IO[bytes], int | None]]:
-    """A remote file and its length, where the server says it."""
+def _opened(url: str) -> Iterator[tuple[Callable[[int], bytes], int | None]]:
+    """What reads on in a remote file, and its length, where the server says it."""
     if url.split(":", 1)[0].lower() in ("http", "https"):
         with http_get(url) as (response, length):
-            yield response, length
+            yield response.read1, length  # `read` would wait for a whole block, however slowly it comes
         return
     try:
         import fsspec  # type: ignore[import-untyped]
     except ModuleNotFoundError:
         raise DataError(f"{url}: needs the package fsspec; install it with: pip install fsspec") from None
     try:
-        file = fsspec.open(url, "rb").open()
-    except FileNotFoundError:
+        file = within(2 * limit("fetch_timeout_s"), lambda: fsspec.open(url, "rb").open())
+    except (FileNotFoundError, TimeoutError):
         raise
     except Exception as error:  # each protocol has its own: no such protocol, its package missing, no permission, …
         raise DataError(f"{url}: cannot be opened ({error})") from error
-    with file:
-        yield file, None
+    with closed_aside(file):
+        yield file.read, None
 
 
-def _blocks(url: str, remote: IO[bytes], most: int) -> Iterator[bytes]:
+def _blocks(url: str, read: Callable[[int], bytes], most: int) -> Iterator[bytes]:
     """What a server sends, as it comes; no more than that many bytes, and not arbitrarily slowly."""
     begun, received = time.monotonic(), 0
-    read = getattr(remote, "read1", remote.read)  # `read` would wait for a whole block, however slowly it comes
-    while block := read(_BLOCK_BYTES):
+    # A single read may wait for a whole block, or for a line that never ends.
+    longest = limit("fetch_timeout_s") + _BLOCK_BYTES / limit("fetch_min_bytes_per_s")
+    while block := within(longest, lambda: read(_BLOCK_BYTES)):
         received += len(block)
         if received > most:
             raise DataError(f"{url}: sends more than the {most} bytes that it may have; nothing of it is kept")

@@ -1,132 +1,142 @@
-"""A network on labelled images: what it gets right, what it takes for what, and where it is surest and wrong."""
+"""A network on labelled images, for any task: one pass over the validation images, whose outputs the task adds up."""
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from condconv.data import IGNORED, EpochSampler, ImageView, Source
-from condconv.errors import ArgumentError, DataError
+from condconv.analysis.analyze import Grouping
+from condconv.analysis.collect import INTACT
+from condconv.data import EpochSampler, Source
+from condconv.errors import DataError
+from condconv.evaluation.routing import RoutingStatistics, experts_by_layer
+from condconv.routing_hooks import override_routing, record_routing
 from condconv.signals import leave_signals_to_parent
 
-MISTAKES = 25
-TOP = 5
+F = TypeVar("F")
+F_co = TypeVar("F_co", covariant=True)
 
 
-class Mistake(NamedTuple):
-    """One image that is classified wrong: how sure the network is, which image, and both classes."""
+class Evaluator(Protocol[F_co]):
+    """Adds up what a network makes of the images."""
 
-    confidence: float
-    place: int
-    true: int
-    predicted: int
+    def add(self, output: Any, batch: Sequence[Any]) -> None:
+        """Add a batch: the network's output, and what it was made from. Blank samples are in it."""
+
+    def found(self) -> F_co:
+        """What was found; it has a `score`."""
+
+
+class Evaluable(Grouping, Protocol):
+    """What is asked of a task here, see `condconv.tasks.base.Task`."""
+
+    def run(self, network: Callable[..., Any], batch: Sequence[Any]) -> Any:
+        """The network's output."""
+
+    def evaluator(self, source: Source, view: Any) -> Evaluator[Any]:
+        """What adds up the outputs."""
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """Top-1 and top-5 accuracy over all images; `confusion` int64 (true class, predicted class); `mistakes` the surest
-    first; `damaged` the files that could not be decoded.
-    """
+class Evaluation(Generic[F]):
+    """What the task's evaluator found; mean coefficients (groups, n) by layer; files that could not be decoded."""
 
-    top1: float
-    top5: float
-    confusion: Tensor
-    mistakes: list[Mistake]
+    found: F
+    routing: dict[str, Tensor]
     damaged: list[str]
-
-    @property
-    def images(self) -> int:
-        """How many images count."""
-        return int(self.confusion.sum())
-
-    @property
-    def of_class(self) -> Tensor:
-        """Accuracy of each class: (classes,), NaN for one without images."""
-        return self.confusion.diag() / self.confusion.sum(dim=1)
 
 
 @torch.inference_mode()
 def evaluate(
     network: nn.Module,
     source: Source,
+    task: Evaluable,
     *,
     batch_size: int,
     workers: int,
     device: torch.device,
     skip_bad: bool = False,
+    shuffle: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Evaluation:
+) -> Evaluation[Any]:
     """Run a network over the validation images of a set.
 
     Args:
-        network: images (B, C, H, W) → logits (B, classes); put on `device` and into eval mode.
+        network: of the task; put on `device` and into eval mode.
         source: its validation images are used, prepared as it says.
+        task: says how.
         batch_size: images of one step.
         workers: loader processes.
         device: where to compute.
         skip_bad: leave out images that cannot be decoded, and name them, instead of stopping.
+        shuffle: take the images in an order that is random and always the same.
         progress: is told how many images are done, and of how many.
 
     Raises:
-        ArgumentError: the network has another number of classes than the set.
+        ArgumentError: the network is for other data.
         DataError: an image cannot be decoded, or none can.
     """
     network.to(device).eval()
-    classes = len(source.classes)
-    top1, top5 = (MulticlassAccuracy(classes, top_k=min(k, classes), average="micro").to(device) for k in (1, TOP))
-    confusion = MulticlassConfusionMatrix(classes).to(device)
-    mistakes: list[Mistake] = []
+    layers = experts_by_layer(network)
+    statistics = RoutingStatistics(layers, len(task.groups(source)))
+    view = task.view(source, train=False, skip_bad=skip_bad)
+    evaluator = task.evaluator(source, view)
     damaged: list[str] = []
     done = 0
-    for images, labels, places, decoded in evaluation_loader(source, batch_size, workers, skip_bad):
-        logits = network(images.to(device)).float()
-        require_logit_per_class(logits, source)
-        damaged += [source.val.where(place) for place in places[~decoded].tolist()]
-        keep = (labels != IGNORED).to(device)
-        if bool(keep.any()):
-            kept, wanted = logits[keep], labels.to(device)[keep]
-            for metric in (top1, top5, confusion):
-                metric.update(kept, wanted)
-            mistakes = heapq.nlargest(MISTAKES, [*mistakes, *_mistakes(kept, wanted, places[keep.cpu()])])
-        done += len(labels)
+    for batch in evaluation_loader(view, task, batch_size, workers, shuffle=shuffle):
+        on_device = [batch[0].to(device), *batch[1:]]
+        if layers:
+            with record_routing(network) as routing:
+                output = task.run(network, on_device)
+            statistics.update(routing, task.group_of(batch))
+        else:
+            output = task.run(network, on_device)
+        damaged += [source.val.where(place) for place in batch[2][~batch[3]].tolist()]
+        evaluator.add(output, batch)
+        done += len(batch[0])
         progress(done, len(source.val))
     if len(damaged) == len(source.val):
         raise DataError(f"{source.name}: none of the {len(damaged)} validation images can be decoded, as {damaged[0]}")
-    return Evaluation(float(top1.compute()), float(top5.compute()), confusion.compute().cpu().long(), mistakes, damaged)
+    return Evaluation(evaluator.found(), statistics.compute().means if layers else {}, damaged)
 
 
-def evaluation_loader(source: Source, batch_size: int, workers: int, skip_bad: bool, first: int = 0) -> DataLoader:
-    """The validation images in their order, from the one numbered `first` on."""
-    sampler = EpochSampler(len(source.val), shuffle=False)
+def scores_with(
+    changes: Sequence[str], network: nn.Module, source: Source, task: Evaluable, **how: Any
+) -> dict[str, float]:
+    """The score with changed coefficients, by the name of the change: of `condconv.override_routing`, or `INTACT`.
+
+    Args:
+        changes: names.
+        network: of the task, with conditional layers.
+        source: its validation images are used.
+        task: says how.
+        **how: batch size, workers and device, see `evaluate`.
+    """
+    found = {}
+    for name in changes:
+        with nullcontext() if name == INTACT else override_routing(network, name):
+            found[name] = float(evaluate(network, source, task, shuffle=True, **how).found.score)
+    return found
+
+
+def evaluation_loader(
+    view: Any, task: Evaluable, batch_size: int, workers: int, first: int = 0, shuffle: bool = False
+) -> DataLoader[Any]:
+    """The samples of a view in their order, from the one numbered `first` on; or shuffled."""
+    sampler = EpochSampler(len(view), shuffle=shuffle)
     sampler.resume(0, first)
     return DataLoader(
-        ImageView(source, train=False, skip_bad=skip_bad),
+        view,
         batch_size=batch_size,
         sampler=sampler,
         num_workers=workers,
+        collate_fn=task.collate,
         worker_init_fn=leave_signals_to_parent,
         generator=torch.Generator(),
     )
-
-
-def require_logit_per_class(logits: Tensor, source: Source) -> None:
-    """Raise `ArgumentError` unless there is a logit for each class of the set."""
-    if logits.shape[1] != len(source.classes):
-        raise ArgumentError(
-            f"--data: {source.name} has {len(source.classes)} classes and the network tells {logits.shape[1]} apart; "
-            "pass data of the classes it was trained on"
-        )
-
-
-def _mistakes(logits: Tensor, labels: Tensor, places: Tensor) -> list[Mistake]:
-    confidence, predicted = logits.softmax(dim=1).max(dim=1)
-    wrong = predicted != labels
-    columns = (confidence[wrong], places.to(wrong.device)[wrong], labels[wrong], predicted[wrong])
-    return [Mistake(*values) for values in zip(*(column.tolist() for column in columns), strict=True)]

@@ -27,7 +27,9 @@ from condconv.registry import Registry
 AUTO = "auto"
 MOST_PLANS = 4096
 """Choices that are remembered."""
-LARGE_ON_A_GPU = 2**23
+FEW_POSITIONS = 196
+"""Positions of an output up to which a dense convolution of several taps may be one product of columns."""
+LARGE_ON_A_GPU = 2**22
 """Elements of x from which on a GPU's time for a depthwise convolution is that of the kernel, not of its launch."""
 
 
@@ -154,19 +156,14 @@ def _fastest(x: Tensor, lowered: Lowered, geometry: ConvGeometry, compiling: boo
     shape = lowered.kernel_shape
     if geometry.is_pointwise(shape):
         return "batched_gemm"
-    if x.device.type == "cuda":
-        return _on_a_gpu(x, lowered, geometry)
-    positions = math.prod(geometry.output_size(x.shape[2:], shape[2:]))
-    dense = geometry.groups == 1 and not geometry.transposed
-    return "batched_gemm" if dense and x.shape[0] > 1 and positions <= 196 else "grouped"
-
-
-def _on_a_gpu(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> str:
-    """The fastest strategy for more than one tap on an H100, by benchmarks/results/gpu.csv."""
-    if geometry.groups > 1 and x.numel() >= LARGE_ON_A_GPU and strategies["triton"].supports(lowered, geometry) is None:
+    on_gpu = x.device.type == "cuda"
+    large = on_gpu and geometry.groups > 1 and x.numel() >= LARGE_ON_A_GPU
+    if large and strategies["triton"].supports(lowered, geometry) is None:
         return "triton"
-    dense = geometry.groups == 1 and not geometry.transposed
-    return "batched_gemm" if dense and x.shape[0] > 1 and x.dtype != torch.float32 else "grouped"
+    # Columns are many times as large as the image: they pay where a product is far faster than a convolution.
+    positions = math.prod(geometry.output_size(x.shape[2:], shape[2:]))
+    dense = geometry.groups == 1 and not geometry.transposed and x.shape[0] > 1 and positions <= FEW_POSITIONS
+    return "batched_gemm" if dense and not (on_gpu and x.dtype == torch.float32) else "grouped"
 
 
 def _measured(x: Tensor, lowered: Lowered, geometry: ConvGeometry, training: bool) -> tuple[str, ...]:

@@ -32,6 +32,11 @@ RouterFactory = Callable[[int, int], Router]
 RouterChoice = RouterFactory | Literal[False] | None
 """A factory, None for the variant's default router, or False for no router of its own."""
 
+_CAST = (torch.float32, torch.bfloat16, torch.float16)
+"""What autocast casts."""
+_MIX_TYPES = ("native", "triton")
+"""Strategies that multiply in f32, of whatever type input and experts are."""
+
 Self = TypeVar("Self", bound="ConditionalLayer")
 
 
@@ -106,6 +111,9 @@ class ConditionalLayer(nn.Module):
 
     def _route(self, x: Tensor, coefficients: Tensor | None, batch: int | None) -> Tensor:
         """Return the coefficients (B, n) for x (B, C, *space); `batch` is B, or None while FX traces."""
+        if batch is not None and not (x.dtype.is_floating_point and x.layout is torch.strided):
+            given, rule = f"{x.dtype}, {x.layout}", "is no dense tensor of real floating-point numbers"
+            raise argument_error(self._where(), "input", given, rule, "convert the input, as by x.to_dense().float()")
         if coefficients is not None:
             a_tensor(self._where(), "coefficients", coefficients)
         else:
@@ -141,9 +149,17 @@ class ConditionalLayer(nn.Module):
         if not compiling and self.pins and asked == AUTO:  # Compiled code is another matter: it is planned.
             asked = pinned(self.pins, x, kernels)
         strategy = choose(x, kernels, geometry, asked, self._where())
+        if isinstance(lowered, Mixture) and x.dtype != lowered.experts.dtype and strategy not in _MIX_TYPES:
+            self._require_autocast(x, lowered.experts.dtype)
         if not compiling and strategy != self._last_strategy:  # An nn.Module sets them slowly.
             self._last_strategy = strategy
         return execute(x, kernels, geometry, strategy)
+
+    def _require_autocast(self, x: Tensor, dtype: torch.dtype) -> None:
+        """Refuse an input of another type than the experts, unless torch casts them."""
+        if x.dtype not in _CAST or not torch.is_autocast_enabled(x.device.type):
+            rule = f"is of another type than the experts, {dtype}"
+            raise argument_error(self._where(), "input", x.dtype, rule, "convert the input or the layer")
 
     @classmethod
     def from_static(

@@ -186,10 +186,15 @@ def _resnet_rows() -> list[Backbone]:
 
 
 def _cifar_rows() -> list[Backbone]:
+    kinds: list[tuple[str, dict[str, Any]]] = [("resnet", {}), ("seresnet", {"attn_layer": "se"})]
     return [
-        Backbone(f"cifar_resnet{6 * m + 2}", CifarResNet, blocks=(m, m, m), stem=16, classifier="fc", input_side=32)
+        Backbone(
+            f"cifar_{kind}{6 * m + 2}", CifarResNet, blocks=(m, m, m), stem=16, classifier="fc", input_side=32,
+            arguments=arguments,
+        )
+        for kind, arguments in kinds
         for m in (1, 2, 3)
-    ]
+    ]  # fmt: skip
 
 
 BACKBONES: dict[str, Backbone] = {
@@ -294,7 +299,7 @@ def _build_cifar(
     return build_model_with_cfg(
         CifarResNet, row.name, False, pretrained_cfg=_timm_cfg(row), feature_cfg={"out_indices": (0, 1, 2, 3)},
         features_only=features_only, blocks=row.blocks[0], strides=_cifar_strides(output_stride), width=width,
-        **arguments,
+        **dict(row.arguments or {}), **arguments,
     )  # fmt: skip
 
 

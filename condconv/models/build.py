@@ -19,12 +19,13 @@ from condconv.conversion import convert, forget_originals
 from condconv.conversion.apply import conditional_layers
 from condconv.errors import argument_error
 from condconv.models.backbones import BACKBONES, build_backbone
+from condconv.models.restorer import RESTORERS, Restorer
 from condconv.models.specs import SPECS, Spec
 from condconv.models.ssd import COCO_CLASSES, DETECTORS, SSD
 
 _ORIGIN = "condconv_origin"
 
-STATIC = (*BACKBONES, *DETECTORS)
+STATIC = (*BACKBONES, *DETECTORS, *RESTORERS)
 """Names of the static networks that are rows here."""
 
 DEFAULTS: dict[str, Any] = {
@@ -140,10 +141,12 @@ def initialise_experts(model: nn.Module) -> None:
 
 
 def build_static(name: str, given: Mapping[str, Any], pretrained: bool) -> nn.Module:
-    """One of the static backbones or detectors."""
+    """One of the static backbones, detectors or restorers."""
     arguments = _without_experts(name, given)
     if name in DETECTORS:
         return _build_detector(name, arguments)
+    if name in RESTORERS:
+        return _build_restorer(name, arguments)
     row = BACKBONES[name]
     if pretrained and row.timm_name is not None:
         arguments = refuse_changes(name, arguments, ("output_stride", "width_multiplier"))
@@ -178,6 +181,16 @@ def _build_detector(name: str, given: Mapping[str, Any]) -> nn.Module:
         rule = "must be at least 1, background not counted"
         raise argument_error(where, "num_classes", num_classes, rule, "COCO has 90")
     return SSD(DETECTORS[name], num_classes=num_classes, in_chans=in_chans)
+
+
+def _build_restorer(name: str, given: Mapping[str, Any]) -> nn.Module:
+    arguments = not_default(given)
+    in_chans, width = arguments.pop("in_chans", 3), arguments.pop("width_multiplier", 1.0)
+    if arguments:
+        first = next(iter(arguments))
+        rule, remedy = "is no argument of the restorer", "known: in_chans, width_multiplier"
+        raise argument_error(f"create_model('{name}')", first, arguments[first], rule, remedy)
+    return Restorer(in_chans, width, squeeze_excite=RESTORERS[name])
 
 
 def _without_experts(name: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 Kaiming He, Xiangyu Zhang, Shaoqing Ren, Jian Sun: "Deep Residual Learning for Image Recognition", CVPR 2016,
 https://arxiv.org/abs/1512.03385, section 4.2: 6m + 2 layers of 16, 32 and 64 channels on maps of 32, 16 and 8 pixels,
-and shortcuts without parameters ("option A"): every second pixel, and zeros for the channels that are missing.
+and shortcuts without parameters ("option A"): every second pixel, and zeros for the channels that are missing. With
+squeeze-excitation (Jie Hu, Li Shen, Gang Sun, CVPR 2018, section 6.2: "SE-ResNet" on CIFAR) where that is asked for.
 
 The blocks are timm's; only stem, shortcut and widths are written here.
 """
@@ -55,6 +56,7 @@ class CifarResNet(nn.Module):
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth, of the last block; linear over depth.
         global_pool: timm's name of the pooling before the classifier.
+        attn_layer: timm's name of what follows the last convolution of a block, such as "se"; None for nothing.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class CifarResNet(nn.Module):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         global_pool: str = "avg",
+        attn_layer: Any = None,
     ) -> None:
         super().__init__()
         outer, inner = spread_channels(blocks, width, strides)
@@ -81,7 +84,7 @@ class CifarResNet(nn.Module):
             made = []
             for number in range(blocks):
                 drop = drop_path_rate * depth / max(1, 3 * blocks - 1)
-                made.append(_block(channels, inner[depth], out, stride if number == 0 else 1, drop))
+                made.append(_block(channels, inner[depth], out, stride if number == 0 else 1, drop, attn_layer))
                 depth, channels = depth + 1, out
             self.add_module(f"layer{stage + 1}", nn.Sequential(*made))
             reduction *= stride
@@ -135,7 +138,9 @@ def _stride_through(places: int) -> int:
     return next(step for step in range(max(1, round(0.618 * places)), places + 1) if math.gcd(step, places) == 1)
 
 
-def _block(in_channels: int, inner: int, out: int, stride: int, drop_path: float) -> nn.Module:
+def _block(
+    in_channels: int, inner: int, out: int, stride: int, drop_path: float, attn_layer: Any
+) -> nn.Module:
     """A basic block of timm's, with `inner` channels between its two convolutions."""
     same = in_channels == out and stride == 1
     block: Any = BasicBlock(
@@ -143,6 +148,7 @@ def _block(in_channels: int, inner: int, out: int, stride: int, drop_path: float
         out,
         stride,
         None if same else PaddedShortcut(in_channels, out, stride),
+        attn_layer=attn_layer,
         drop_path=DropPath(drop_path) if drop_path else None,
     )
     if inner != out:

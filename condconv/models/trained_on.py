@@ -26,8 +26,8 @@ def note_images(model: nn.Module, images: Mapping[str, Any]) -> None:
         raise ValueError(f"images: expected {', '.join(_KEYS)}; got {', '.join(images)}")
     size, names = tuple(map(int, images["input_size"])), tuple(map(str, images["label_names"]))
     mean, std = (tuple(map(float, images[name])) for name in ("mean", "std"))
-    if len(size) != 3 or min(size) < 1 or not len(mean) == len(std) == size[0] or min(std) <= 0 or not names:
-        raise ValueError(f"images: input_size={size}, mean={mean}, std={std} and {len(names)} names do not go together")
+    if len(size) != 3 or min(size) < 1 or not len(mean) == len(std) == size[0] or min(std) <= 0:
+        raise ValueError(f"images: input_size={size}, mean={mean} and std={std} do not go together")
     noted = {"input_size": size, "mean": mean, "std": std, "label_names": names, "native": bool(images["native"])}
     setattr(model, _KEPT, {**(getattr(model, _KEPT, None) or {}), **noted, "num_classes": len(names)})
 

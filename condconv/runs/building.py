@@ -17,10 +17,10 @@ from condconv.errors import ArgumentError, argument_error
 from condconv.layers import RouterFactory
 from condconv.models import create_model, initialise_experts, load_weights, static_twin
 from condconv.models.specs import SPECS
-from condconv.models.ssd import DETECTORS
 from condconv.routers import PooledNorm, Router, SigmoidGate, SoftmaxGate
-from condconv.runs.config import SMALL_INPUT, SMALL_INPUT_STRIDES, SMALLEST_MAP, TrainConfig
+from condconv.runs.config import TrainConfig
 from condconv.runs.folder import RunFolder
+from condconv.tasks.base import Task
 from condconv.variants import Share, variants
 
 CONDITIONAL, STATIC, WIDENED = "conditional", "static", "widened"
@@ -28,39 +28,19 @@ _GATES = {"sigmoid": SigmoidGate, "softmax": SoftmaxGate}
 _OF_A_CONVERSION = ("targets", "share", "gate", "router_norm")
 
 
-def output_stride(config: TrainConfig, source: Source) -> int | None:
-    """The asked-for total stride, else that of small inputs, else None: as published.
-
-    A layer with H x W output pixels pays about n / (H W) of its convolution for mixing, so below 64 pixels the network
-    downsamples by 4, or by less where the last map would be smaller than 7 x 7.
-    """
-    if config.output_stride is not None:
-        return config.output_stride
-    side = min(source.image_size)
-    if side >= SMALL_INPUT:
-        return None
-    return next((stride for stride in SMALL_INPUT_STRIDES if side // stride >= SMALLEST_MAP), 1)
-
-
 class NetworkBuilder:
-    """Builds the networks of one configuration; every call begins with the seed."""
+    """Builds the networks of one run; every call begins with the seed."""
 
-    def __init__(self, config: TrainConfig, source: Source) -> None:
-        self.config = config
+    def __init__(self, task: Task, source: Source) -> None:
+        self.config = config = task.config
         self.source = source
         self.spec = SPECS.get(config.model)
         self.variant = self.spec.variant if self.spec is not None else config.variant
-        self.arguments: dict[str, Any] = {"num_classes": len(source.classes), "in_chans": source.channels}
-        stride = output_stride(config, source)
-        given = {"output_stride": stride, "drop_rate": config.dropout, "drop_path_rate": config.drop_path}
-        self.arguments |= {name: value for name, value in given.items() if value}
+        self.arguments: dict[str, Any] = task.network_arguments(source)
         if config.width != 1.0:
             self.arguments["width_multiplier"] = config.width
         if self.spec is not None:
             _refuse_conversion(config)
-        if (self.spec.backbone if self.spec is not None else config.model) in DETECTORS:
-            rule = "is a detector, and 'condconv train' trains classifiers"
-            raise argument_error("train", "model", config.model, rule, "`condconv models` lists the others")
 
     def static(self, widening: float = 1.0) -> nn.Module:
         """The static network, with its channels times `widening`; only the unwidened can begin with given weights."""

@@ -47,6 +47,7 @@ class TrainConfig:
 
     # Data.
     data: str = setting(MISSING, "fashion-mnist, digits, a folder (train/ and val/, tar shards, IDX) or URL of shards")
+    task: str | None = setting(None, "classify or restore (default: what the data says)")
     input_size: int | None = setting(
         None, "side of the square that the network gets, pixels (default: the set's)", COUNT
     )
@@ -62,6 +63,11 @@ class TrainConfig:
         f"{', '.join(CONDITIONS)} some, joined by commas; noisy:1.5 is 1.5 times as strong",
     )
     mixup: float = setting(0.0, "alpha of Mixup: pairs of images are blended; 0 for none", NOT_NEGATIVE)
+    degradations: str = setting(
+        "noise",
+        "restore: what was done to a picture, one of these at random with a strength from its range: noise (standard "
+        "deviation of 255), blur (Gaussian, pixels), jpeg (quality); 'noise:0-75,blur:0-3,jpeg:10-90' has the ranges",
+    )
 
     # Network.
     model: str = setting("mobilenetv1_025", "static backbone, name of the zoo, or any timm network")

@@ -10,30 +10,37 @@ from torch import Tensor
 
 from condconv.evaluation import figures
 from condconv.runs.metrics import EpochRow
+from condconv.tasks import Score
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 _DEPTHS = 4
 
 
-def learning_curves(rows: Sequence[EpochRow]) -> bytes:
-    """Loss and accuracy by epoch, training dashed, validation solid, one colour for each network; a PNG."""
+def learning_curves(rows: Sequence[EpochRow], score: Score, loss_title: str) -> bytes:
+    """Loss and score by epoch, training dashed, validation solid, one colour for each network; a PNG."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
-    loss_axes, accuracy_axes = figure.subplots(1, 2)
+    loss_axes, score_axes = figure.subplots(1, 2)
+    columns = {
+        loss_axes: ("train_loss", "val_loss", 1.0),
+        score_axes: (score.train_column, score.column, score.factor),
+    }
     for colour, network in zip(_COLOURS, dict.fromkeys(str(row["network"]) for row in rows), strict=False):
         mine = [row for row in rows if row["network"] == network]
         epochs = [int(row["epoch"]) for row in mine]
-        for axes, quantity, scale in ((loss_axes, "loss", 1), (accuracy_axes, "accuracy", 100)):
-            for half, style in (("train", "--"), ("val", "-")):
-                values = [scale * float(row[f"{half}_{quantity}"]) for row in mine]
-                label = f"{network}, {'training' if half == 'train' else 'validation'}"
+        for axes, (train, val, scale) in columns.items():
+            for column, half, style in ((train, "training", "--"), (val, "validation", "-")):
+                if column not in mine[0]:
+                    continue
+                values = [scale * float(row[column]) for row in mine]
+                label = f"{network}, {half}"
                 axes.plot(epochs, values, style, color=colour, label=label, marker="." if len(mine) < 30 else None)
-    loss_axes.set(xlabel="epoch", ylabel="cross-entropy (training: with label smoothing)", title="Loss")
-    accuracy_axes.set(xlabel="epoch", ylabel="accuracy / %", title="Accuracy")
-    for axes in (loss_axes, accuracy_axes):
+    loss_axes.set(xlabel="epoch", ylabel=loss_title, title="Loss")
+    score_axes.set(xlabel="epoch", ylabel=f"{score.title} / {score.unit}", title=score.heading)
+    for axes in (loss_axes, score_axes):
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
-    accuracy_axes.legend(fontsize="small")
+    score_axes.legend(fontsize="small")
     return figures.png(figure)
 
 

@@ -14,8 +14,8 @@ import yaml
 from condconv.errors import ArgumentError, CheckpointError
 from condconv.files import Lock, flush_folder, is_temporary, remove_temporaries, temporary_folder, write_text
 from condconv.reading import parse_yaml, read_text
-from condconv.runs.metrics import COLUMNS, EpochRow
 from condconv.runs.config import TrainConfig
+from condconv.runs.metrics import EpochRow
 
 LOCK = ".lock"
 
@@ -113,10 +113,6 @@ class RunFolder:
             return TrainConfig(**parse_yaml(read_text(self.config)))
         except (OSError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{self.config}: not the settings of a run of this version ({error})") from error
-
-    def write_metrics(self, rows: Sequence[EpochRow]) -> None:
-        """metrics.csv with all rows so far, replaced as a whole."""
-        self.write_table("metrics.csv", COLUMNS, rows)
 
     def write_table(self, name: str, columns: Sequence[str], rows: Sequence[EpochRow]) -> None:
         """A CSV file with these rows, replaced as a whole."""

@@ -15,6 +15,8 @@ from condconv.errors import ArgumentError, argument_error
 from condconv.registry import unknown_name_message
 from condconv.runs.building import CONDITIONAL, STATIC, WIDENED, NetworkBuilder
 from condconv.runs.config import NO_VARIANT, SMALL_INPUT_STRIDES, TrainConfig
+from condconv.tasks import task_of
+from condconv.tasks.base import Task
 from condconv.variants import variants
 
 WIDTH_TOLERANCE = 0.02
@@ -46,12 +48,13 @@ class NetworkSpec:
     variant: str
 
 
-def plan_networks(config: TrainConfig, source: Source) -> list[NetworkSpec]:
+def plan_networks(task: Task, source: Source) -> list[NetworkSpec]:
     """The networks to train, in order. Raises `ArgumentError` for an unknown model or variant."""
+    config = task.config
     if config.variant != NO_VARIANT and config.variant not in variants:
         names = [*variants.names(), NO_VARIANT]
         raise ArgumentError(f"--variant: {unknown_name_message('variant', config.variant, names)}")
-    planner = _Planner(config, source)
+    planner = _Planner(task, source)
     builder = planner.builder
     network = builder.static()
     _require_pixels(config, source, network)
@@ -80,9 +83,9 @@ def _experts(network: nn.Module) -> str:
     return "/".join(map(str, sorted({layer.num_experts for _, layer in conditional_layers(network)})))
 
 
-def build_network(config: TrainConfig, source: Source, name: str) -> nn.Module:
+def build_network(task: Task, source: Source, name: str) -> nn.Module:
     """One network of a run as `plan_networks` would build it."""
-    planner = _Planner(config, source)
+    planner = _Planner(task, source)
     if name == CONDITIONAL:
         return planner.builder.conditional()
     if name == STATIC:
@@ -102,14 +105,14 @@ def _require_pixels(config: TrainConfig, source: Source, network: nn.Module) -> 
         raise argument_error("train", "input_size", side, rule, remedy)
 
 
-def overhead_advice(config: TrainConfig, source: Source, specs: Sequence[NetworkSpec]) -> Iterator[str]:
+def overhead_advice(task: Task, source: Source, specs: Sequence[NetworkSpec]) -> Iterator[str]:
     """One line where the conditional network pays more than 8 % beside its twin: what a limit of 5 % would change."""
     spec = next((spec for spec in specs if spec.variant != NO_VARIANT), None)
-    if spec is None or spec.ratio <= 1 + NOTICED_OVERHEAD or config.max_overhead is not None:
+    if spec is None or spec.ratio <= 1 + NOTICED_OVERHEAD or task.config.max_overhead is not None:
         return
     begin = f"notice: the conditional network has {spec.ratio - 1:.1%} more multiply-adds than its static twin; "
     try:
-        planner = _Planner(replace(config, max_overhead=ADVISED_OVERHEAD), source)
+        planner = _Planner(task_of(replace(task.config, max_overhead=ADVISED_OVERHEAD)), source)
         ratio = planner.cost(planner.builder.conditional()).macs * spec.ratio / spec.cost.macs
     except ArgumentError as error:
         yield f"{begin}--max-overhead {ADVISED_OVERHEAD:g} would not help ({str(error).rpartition(': ')[2]})"
@@ -119,20 +122,20 @@ def overhead_advice(config: TrainConfig, source: Source, specs: Sequence[Network
     )
 
 
-def matching_width(config: TrainConfig, source: Source) -> float:
-    """The `width` of the static network that has the multiply-adds of the conditional one of `config`, within 2 %.
+def matching_width(task: Task, source: Source) -> float:
+    """The `width` of the static network that has the multiply-adds of the conditional one of a run, within 2 %.
 
     Raises `ArgumentError` where there is none.
     """
-    planner = _Planner(config, source)
-    return config.width * planner.matching_width(planner.cost(planner.builder.conditional()).macs)
+    planner = _Planner(task, source)
+    return task.config.width * planner.matching_width(planner.cost(planner.builder.conditional()).macs)
 
 
 class _Planner:
     """Prices what a builder builds."""
 
-    def __init__(self, config: TrainConfig, source: Source) -> None:
-        self.builder = NetworkBuilder(config, source)
+    def __init__(self, task: Task, source: Source) -> None:
+        self.builder = NetworkBuilder(task, source)
         self.input_size = (source.channels, *source.image_size)
 
     def cost(self, network: nn.Module) -> Cost:

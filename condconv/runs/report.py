@@ -7,22 +7,23 @@ import platform
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import safetensors.torch
 import torch
 from torch import nn
 
 from condconv.data import Source
+from condconv.evaluation.evaluate import Evaluation
 from condconv.files import write_bytes, write_text
-from condconv.tables import visible
-from condconv.evaluation.figures import confusion_matrix
 from condconv.runs import figures
+from condconv.runs.folder import RunFolder
 from condconv.runs.metrics import EpochRow
-from condconv.runs.config import TrainConfig
-from condconv.evaluation.validation import Validation
 from condconv.runs.networks import CONDITIONAL, STATIC, WIDENED, NetworkSpec
 from condconv.runs.routing_report import RoutingFound
-from condconv.runs.folder import RunFolder
+from condconv.tables import visible
+from condconv.tasks import Score
+from condconv.tasks.base import Task
 
 RATIO_WARNING = 1.15
 
@@ -33,8 +34,13 @@ class NetworkResult:
 
     spec: NetworkSpec
     rows: Sequence[EpochRow]
-    evaluation: Validation
+    evaluation: Evaluation[Any]
     latency_ms: float
+
+    @property
+    def score(self) -> float:
+        """By which networks are compared."""
+        return float(self.evaluation.found.score)
 
     @property
     def times(self) -> tuple[float, float]:
@@ -42,11 +48,12 @@ class NetworkResult:
         return statistics.median(float(row["seconds"]) for row in self.rows), self.latency_ms
 
 
-def save_weights(folder: RunFolder, spec: NetworkSpec, network: nn.Module, config: TrainConfig, source: Source) -> None:
+def save_weights(folder: RunFolder, spec: NetworkSpec, network: nn.Module, task: Task, source: Source) -> None:
     """The network's tensors as safetensors; the metadata says what is needed to build and feed it."""
     metadata = {
         "network": spec.name,
-        "model": config.model,
+        "task": task.name,
+        "model": task.config.model,
         "variant": spec.variant,
         "description": spec.description,
         "macs": str(spec.cost.macs),
@@ -56,7 +63,7 @@ def save_weights(folder: RunFolder, spec: NetworkSpec, network: nn.Module, confi
         "mean": json.dumps(source.mean),
         "std": json.dumps(source.std),
         "native": json.dumps(source.native),
-        "config": json.dumps(config.to_dict()),
+        "config": json.dumps(task.config.to_dict()),
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     write_bytes(folder.weights(spec.name), safetensors.torch.save(tensors, {"format": "pt", **metadata}))
@@ -64,7 +71,7 @@ def save_weights(folder: RunFolder, spec: NetworkSpec, network: nn.Module, confi
 
 def write_summary(
     folder: RunFolder,
-    config: TrainConfig,
+    task: Task,
     source: Source,
     results: Sequence[NetworkResult],
     damaged: Sequence[str],
@@ -72,28 +79,30 @@ def write_summary(
     found: RoutingFound | None,
 ) -> str:
     """Write pictures and summary, with a link to the report on the routing; return what the console shows of it."""
+    config, score = task.config, task.score
     rows = [row for result in results for row in result.rows]
-    write_bytes(folder.path / "learning_curves.png", figures.learning_curves(rows))
-    confusions = {result.spec.name: result.evaluation.confusion for result in results}
-    write_bytes(folder.path / "confusion_matrix.png", confusion_matrix(confusions, source.classes))
+    found_by = {result.spec.name: result.evaluation.found for result in results}
+    pictures = {"learning_curves.png": figures.learning_curves(rows, score, task.loss_title)}
+    pictures |= task.pictures(found_by, source)
     routing = next((result.evaluation.routing for result in results if result.evaluation.routing), None)
-    pictures = ["learning_curves.png", "confusion_matrix.png"]
     if routing is not None:
-        write_bytes(folder.path / "routing.png", figures.routing_heat_map(routing, source.classes))
-        pictures.append("routing.png")
-    table = results_table(results)
+        pictures["routing.png"] = figures.routing_heat_map(routing, task.groups(source))
+    for name, content in pictures.items():
+        write_bytes(folder.path / name, content)
+    table = results_table(results, score)
     said = [] if found is None else [f"{found.sentence} The report: {found.page}"]
     parts = [
         f"# {folder.path.name}",
         f"{config.model} on {source.name}: {len(source.train):,} training and {len(source.val):,} validation images, "
-        f"{len(source.classes)} classes, {config.epochs} epochs, seed {config.seed}.",
+        f"{task.about(source)}, {config.epochs} epochs, seed {config.seed}.",
         table,
-        *_remarks(results),
-        *_by_condition(results),
+        *_remarks(results, score),
+        *task.remarks(found_by),
         f"Image: median of eager forward passes of one image on {device.type}, {torch.get_num_threads()} threads, "
         f"torch {torch.__version__}, {platform.machine()}. Epoch: median over the epochs, training and validation. "
-        "Multiply-adds: of one image, the papers' convention (mixing and routing counted). Accuracy: after the last "
-        "epoch, on all validation images; gain: percentage points over the static network of the same shape.",
+        "Multiply-adds: of one image, the papers' convention (mixing and routing counted). "
+        f"{score.heading}: after the last epoch, on all validation images; gain: "
+        f"{score.differences} over the static network of the same shape.",
         *(
             [f"Skipped {len(damaged)} damaged samples:\n\n" + "\n".join(f"* {text}" for text in damaged)]
             if damaged
@@ -107,57 +116,43 @@ def write_summary(
         *(f"![{name.removesuffix('.png').replace('_', ' ')}]({name})" for name in pictures),
     ]
     write_text(folder.summary, visible("\n\n".join(parts)) + "\n")
-    return "\n\n".join([table, *_remarks(results)[1:], *said, next_commands(folder)])
+    return "\n\n".join([table, *_remarks(results, score)[1:], *said, next_commands(folder, task)])
 
 
-def next_commands(folder: RunFolder) -> str:
+def next_commands(folder: RunFolder, task: Task) -> str:
     """Three things to do with a finished run."""
     commands = (
-        (f"condconv eval {folder.path}", "what it gets right and wrong, class by class"),
-        ("condconv train --data FOLDER --twin", "the same with your own images"),
+        (f"condconv eval {folder.path}", task.evaluates),
+        (f"condconv train{task.flag} --data FOLDER --twin", "the same with your own images"),
         ("condconv convert resnet18 --max-overhead 0.05", "where mixing is cheap in another network"),
     )
     return "\n".join(["next:", *(f"  {command}    # {why}" for command, why in commands)])
 
 
-def results_table(results: Sequence[NetworkResult]) -> str:
+def results_table(results: Sequence[NetworkResult], score: Score) -> str:
     """A Markdown table; ratios and gain: to the static network of the same shape, dashes where it was not trained."""
     lines = [
-        f"| {'network':<11} | {'accuracy':>9} | {'gain':>6} | {'parameters':>11} | {'multiply-adds':>13} "
+        f"| {'network':<11} | {score.title:>9} | {'gain':>6} | {'parameters':>11} | {'multiply-adds':>13} "
         f"| {'ratio':>6} | {'epoch':>8} | {'ratio':>5} | {'image':>8} | {'ratio':>5} |",
         f"|:{'-' * 12}|{'-' * 10}:|{'-' * 7}:|{'-' * 12}:|{'-' * 14}:|{'-' * 7}:|{'-' * 9}:|{'-' * 6}:|{'-' * 9}:"
         f"|{'-' * 6}:|",
     ]
     twin = next((result for result in results if result.spec.name == STATIC), None)
     for result in results:
-        cost = result.spec.cost
+        cost, value = result.spec.cost, f"{score.shown(result.score)} {score.unit}"
         gain, epoch, image = f"{'–':>6}", f"{'–':>5}", f"{'–':>5}"
         if twin is not None:
-            gain = f"{100 * (result.evaluation.accuracy - twin.evaluation.accuracy):+6.2f}"
+            gain = f"{score.factor * (result.score - twin.score):+6.2f}"
             epoch, image = (f"{a / b:5.2f}" for a, b in zip(result.times, twin.times, strict=True))
         lines.append(
-            f"| {result.spec.name:<11} | {100 * result.evaluation.accuracy:7.2f} % | {gain} | {cost.params:11,} "
+            f"| {result.spec.name:<11} | {value:>9} | {gain} | {cost.params:11,} "
             f"| {cost.macs:13,} | {result.spec.ratio:6.3f} | {result.times[0]:6.1f} s | {epoch} "
             f"| {result.times[1]:5.2f} ms | {image} |"
         )
     return "\n".join(lines)
 
 
-def _by_condition(results: Sequence[NetworkResult]) -> list[str]:
-    """The accuracy under each condition, where the images are under some."""
-    names = list(results[0].evaluation.by_condition)
-    if not names:
-        return []
-    networks = (result.spec.name for result in results)
-    head = [" | ".join(["| condition", *networks]) + " |", "|:---" + "|---:" * len(results) + "|"]
-    rows = []
-    for name in names:
-        shares = (f"{100 * result.evaluation.by_condition[name]:.2f} %" for result in results)
-        rows.append(" | ".join([f"| {name}", *shares]) + " |")
-    return ["Accuracy by the condition that an image is under:", "\n".join([*head, *rows])]
-
-
-def _remarks(results: Sequence[NetworkResult]) -> list[str]:
+def _remarks(results: Sequence[NetworkResult], score: Score) -> list[str]:
     by_name = {result.spec.name: result for result in results}
     remarks = ["\n".join(f"* {result.spec.name}: {result.spec.description}" for result in results)]
     conditional, static, widened = (by_name.get(name) for name in (CONDITIONAL, STATIC, WIDENED))
@@ -165,9 +160,9 @@ def _remarks(results: Sequence[NetworkResult]) -> list[str]:
         matched = widened.spec.cost.macs / conditional.spec.cost.macs
         remarks.append(
             f"The conditional network has {conditional.spec.ratio:.3f} × the multiply-adds of its twin, the widened "
-            f"static network {matched:.3f} × those of the conditional one. Accuracy against the twin: "
-            f"{_gain(conditional, static)}; against the widened network: {_gain(conditional, widened)} percentage "
-            "points, one seed."
+            f"static network {matched:.3f} × those of the conditional one. {score.heading} against the twin: "
+            f"{_gain(conditional, static, score)}; against the widened network: "
+            f"{_gain(conditional, widened, score)} {score.differences}, one seed."
         )
     if conditional and conditional.spec.ratio > RATIO_WARNING:
         remarks.append(
@@ -179,5 +174,5 @@ def _remarks(results: Sequence[NetworkResult]) -> list[str]:
     return remarks
 
 
-def _gain(one: NetworkResult, other: NetworkResult) -> str:
-    return f"{100 * (one.evaluation.accuracy - other.evaluation.accuracy):+.2f}"
+def _gain(one: NetworkResult, other: NetworkResult, score: Score) -> str:
+    return f"{score.factor * (one.score - other.score):+.2f}"

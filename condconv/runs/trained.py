@@ -19,6 +19,8 @@ from condconv.registry import unknown_name_message
 from condconv.runs.building import CONDITIONAL, STATIC, WIDENED
 from condconv.runs.folder import RunFolder
 from condconv.runs.networks import build_network
+from condconv.tasks import task_of
+from condconv.tasks.base import Task
 
 
 def trained_networks(path: Path) -> list[str]:
@@ -59,6 +61,11 @@ def load_run(path: Path, network: str | None = None) -> nn.Module:
     return model
 
 
+def task_of_run(path: Path) -> Task:
+    """The task of a run, with its settings. `CheckpointError` where it is no run folder."""
+    return task_of(RunFolder(path).read_config())
+
+
 def load_trained(path: Path, network: str, source: Source) -> tuple[nn.Module, Source]:
     """Return a network of a run, and the data set as that network wants it (size, normalisation).
 
@@ -87,7 +94,8 @@ def as_trained(model: nn.Module, source: Source, where: str) -> Source:
     if source.classes != classes:
         raise ArgumentError(
             f"--data: {source.name} has {len(source.classes)} classes ({', '.join(source.classes[:3])}, …) and the "
-            f"network of {where} was trained on {len(classes)} ({', '.join(classes[:3])}, …); pass data of those classes"
+            f"network of {where} was trained on {len(classes)} ({', '.join(classes[:3])}, …); pass data of those "
+            "classes"
         )
     native = source.native and source.image_size == size
     return replace(source, image_size=size, native=native, mean=wanted["mean"], std=wanted["std"])
@@ -139,7 +147,7 @@ def trained_model(path: Path, network: str, source: Source) -> nn.Module:
     # The trained weights replace those it began with, which may be gone.
     config = replace(RunFolder(path).read_config(), twin=network == WIDENED, upcycle_from=None)
     with torch.random.fork_rng(devices=[]):
-        model = build_network(config, source, network)
+        model = build_network(task_of(config), source, network)
     load_strictly(model, read_safetensors(weights), str(weights))
     return model
 

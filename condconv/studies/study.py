@@ -32,24 +32,36 @@ from condconv.files import write_text
 from condconv.reading import parse_yaml, read_text
 from condconv.registry import unknown_name_message
 from condconv.runs.config import TrainConfig
+from condconv.tasks import Score, score_of
 
 WIDENED_TO, START_FROM = "widened_to", "start_from"
 CHECKS = ("intact", "mean", "argmax", "shuffle", "shuffle_experts")
 """What `routing_checks` evaluates on 2,000 images: the coefficients as they are, and the changes of
 `condconv.override_routing`."""
 
-COLUMNS = (
-    "study", "arm", "network", "variant", "experts", "width", "seed", "data", "n_train", "n_val", "epochs", "params",
-    "macs", "ratio", "train_loss", "val_loss", "top1_pct", "best_top1_pct", *(f"{name}_pct" for name in CHECKS),
-    "wall_s", "machine", "threads", "torch", "commit", "date", "settings",
-)  # fmt: skip
-"""One finished run. `macs`: multiply-adds of one image, the papers' convention; `ratio`: to the static network of the
-same shape; `top1_pct`: after the last epoch (`best_top1_pct`: of the best one); `wall_s`: training and validation;
-`settings`: what the study asked for, by which a run is recognised."""
-
 StudyRow = dict[str, str]
 Cell = tuple[str, int]
 """Arm and seed."""
+
+
+def columns_of(score: Score) -> tuple[str, ...]:
+    """The columns of a table of finished runs.
+
+    `macs`: multiply-adds of one image, the papers' convention; `ratio`: to the static network of the same shape; the
+    score (`top1_pct` of classification): after the last epoch (`best_…`: of the best one); `wall_s`: training and
+    validation; `settings`: what the study asked for, by which a run is recognised.
+    """
+    return (
+        "study", "arm", "network", "variant", "experts", "width", "seed", "data", "n_train", "n_val", "epochs",
+        "params", "macs", "ratio", "train_loss", "val_loss", score.study_column, f"best_{score.study_column}",
+        *(check_column(name, score) for name in CHECKS),
+        "wall_s", "machine", "threads", "torch", "commit", "date", "settings",
+    )  # fmt: skip
+
+
+def check_column(name: str, score: Score) -> str:
+    """The column of a routing check: its name and the unit of the score."""
+    return f"{name}_{score.study_column.rpartition('_')[2]}"
 
 # What the sweep itself decides about a run.
 _NOT_FOR_STUDIES = frozenset({"data", "seed", "name", "out", "twin", "report", "tensorboard", "recipe"})
@@ -84,6 +96,11 @@ class Study:
         return self.path.stem
 
     @property
+    def score(self) -> Score:
+        """By which the arms are compared: that of their task, which is the same for all."""
+        return score_of(self.common.get("task"))
+
+    @property
     def results(self) -> Path:
         """The table of finished runs."""
         return self.path.parent / "results" / f"{self.name}.csv"
@@ -107,7 +124,7 @@ class Study:
 
     def finished(self) -> dict[Cell, StudyRow]:
         """The rows of the table that are runs of this study with its present settings."""
-        rows = {(row["arm"], int(row["seed"])): row for row in read_rows(self.results)}
+        rows = {(row["arm"], int(row["seed"])): row for row in read_rows(self.results, columns_of(self.score))}
         return {cell: rows[cell] for cell in self.cells if cell in rows and self._is_mine(cell[0], rows[cell])}
 
     def _is_mine(self, arm: str, row: StudyRow) -> bool:
@@ -152,8 +169,10 @@ def read_study(path: Path) -> Study:
     settings = [field.name for field in fields(TrainConfig) if field.name not in _NOT_FOR_STUDIES]
     common, arms = content.get("common") or {}, content["arms"]
     _require_known(f"{path}: common", "setting", common, settings)
+    score_of(common.get("task"))
     for arm, own in arms.items():
-        _require_known(f"{path}: arm {arm}", "setting", own, [*settings, WIDENED_TO, START_FROM])
+        of_arms = [name for name in settings if name != "task"]
+        _require_known(f"{path}: arm {arm}", "setting", own, [*of_arms, WIDENED_TO, START_FROM])
     for arm in arms:
         _require_references(path, arms, [arm])
     claims = tuple(_claim(path, arms, claim) for claim in content.get("claims") or ())
@@ -197,28 +216,31 @@ def _claim(path: Path, arms: Mapping[str, Any], claim: object) -> Claim:
     return made
 
 
-def read_rows(path: Path) -> list[StudyRow]:
-    """The rows of a table of finished runs; none where there is no file. `ArgumentError` where it is another table."""
+def read_rows(path: Path, columns: Sequence[str]) -> list[StudyRow]:
+    """The rows of a table of finished runs with these columns; none where there is no file.
+
+    `ArgumentError` where it is another table.
+    """
     if not path.exists():
         return []
     try:
         reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
-        columns, rows = tuple(reader.fieldnames or ()), list(reader)
+        found, rows = tuple(reader.fieldnames or ()), list(reader)
     except (OSError, ValueError, csv.Error) as error:
         raise ArgumentError(f"{path}: not a readable table of finished runs ({error})") from error
     whole = all(None not in row and None not in row.values() for row in rows)
-    if columns != COLUMNS or not whole:
+    if found != tuple(columns) or not whole:
         raise ArgumentError(
-            f"{path}: not a table of this version's runs; its columns are {', '.join(columns)}"
+            f"{path}: not a table of this version's runs; its columns are {', '.join(found)}"
         )
     return rows
 
 
-def write_row(path: Path, row: StudyRow) -> None:
+def write_row(path: Path, row: StudyRow, columns: Sequence[str]) -> None:
     """Add a row to a table, in place of a former one of the same arm and seed; the file is replaced as a whole."""
-    kept = [old for old in read_rows(path) if (old["arm"], old["seed"]) != (row["arm"], row["seed"])]
+    kept = [old for old in read_rows(path, columns) if (old["arm"], old["seed"]) != (row["arm"], row["seed"])]
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows([*kept, row])
     path.parent.mkdir(parents=True, exist_ok=True)

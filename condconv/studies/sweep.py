@@ -23,20 +23,32 @@ import torch
 import yaml
 
 import condconv
-from condconv.analysis.analyze import validation_batches
-from condconv.analysis.collect import COUNTERFACTUAL_IMAGES, collect
+from condconv.analysis.collect import COUNTERFACTUAL_IMAGES
 from condconv.cpu_info import processor
-from condconv.data import Source, open_source, sources
+from condconv.data import Source, default_workers, sources
 from condconv.devices import resolve_device
 from condconv.errors import ArgumentError, CondConvError
+from condconv.evaluation.evaluate import scores_with
 from condconv.files import Lock, write_text
 from condconv.runs.building import CONDITIONAL, STATIC
 from condconv.runs.config import NO_VARIANT, TrainConfig
 from condconv.runs.folder import RunFolder
-from condconv.runs.networks import matching_width, plan_networks
+from condconv.runs.networks import NetworkSpec, matching_width, plan_networks
 from condconv.runs.trained import load_trained
 from condconv.signals import StopRequest
-from condconv.studies.study import CHECKS, START_FROM, WIDENED_TO, Cell, Study, StudyRow, write_row
+from condconv.studies.study import (
+    CHECKS,
+    START_FROM,
+    WIDENED_TO,
+    Cell,
+    Study,
+    StudyRow,
+    check_column,
+    columns_of,
+    write_row,
+)
+from condconv.tasks import task_of
+from condconv.tasks.base import Task
 
 TRAIN = (sys.executable, "-m", "condconv.cli.main", "train")
 _POLL_S = 0.5
@@ -76,9 +88,14 @@ class Sweep:
         self._widths: dict[str, float] = {}
 
     @cached_property
+    def _task(self) -> Task:
+        """The task of all arms; with the settings that they have in common."""
+        return task_of(TrainConfig(**self.study.common, data=self.data))
+
+    @cached_property
     def source(self) -> Source:
         """The data set, whole."""
-        return open_source(self.data)
+        return self._task.open(self.data)
 
     def run(self, cell: Cell) -> StudyRow:
         """Train a run, or go on with it, or find it finished; add its row to the table and return it.
@@ -95,7 +112,7 @@ class Sweep:
             row = self._row(cell, config, folder)
         self.study.results.parent.mkdir(parents=True, exist_ok=True)
         with Lock(self.study.results.with_suffix(".lock"), str(self.study.results), wait=True):
-            write_row(self.study.results, row)
+            write_row(self.study.results, row, columns_of(self.study.score))
         return row
 
     def config(self, arm: str, seed: int) -> TrainConfig:
@@ -119,7 +136,7 @@ class Sweep:
     def _width(self, arm: str) -> float:
         """The width of the static network with the multiply-adds of an arm."""
         if arm not in self._widths:
-            self._widths[arm] = round(matching_width(self.config(arm, self.study.seeds[0]), self.source), 6)
+            self._widths[arm] = round(matching_width(*self._planned(self.config(arm, self.study.seeds[0]))), 6)
         return self._widths[arm]
 
     def _weights(self, arm: str, seed: int) -> Path:
@@ -175,7 +192,8 @@ class Sweep:
 
     def _row(self, cell: Cell, config: TrainConfig, folder: RunFolder) -> StudyRow:
         arm, seed = cell
-        network = plan_networks(config, self.source)[0]
+        score = self.study.score
+        network = self._network(config)
         last, *_ = reversed(rows := read_metrics(folder))
         used = self.source.limited(config.limit_train, config.limit_val)
         device = resolve_device(config.device)
@@ -184,10 +202,10 @@ class Sweep:
             "experts": config.num_experts or "", "width": config.width, "seed": seed, "data": self.study.data,
             "n_train": len(used.train), "n_val": len(used.val), "epochs": config.epochs,
             "params": network.cost.params, "macs": network.cost.macs, "ratio": f"{self._ratio(cell):.4f}",
-            "train_loss": f"{float(last['train_loss']):.4f}", "val_loss": f"{float(last['val_loss']):.4f}",
-            "top1_pct": f"{100 * float(last['val_accuracy']):.2f}",
-            "best_top1_pct": f"{100 * max(float(row['val_accuracy']) for row in rows):.2f}",
-            **{f"{name}_pct": value for name, value in self._checks(config, folder, used).items()},
+            "train_loss": f"{float(last['train_loss']):.4f}", "val_loss": f"{float(last.get('val_loss') or 'nan'):.4f}",
+            score.study_column: score.shown(float(last[score.column])),
+            f"best_{score.study_column}": score.shown(max(float(row[score.column]) for row in rows)),
+            **{check_column(name, score): value for name, value in self._checks(config, folder, used).items()},
             "wall_s": f"{sum(float(row['seconds']) for row in rows):.0f}",
             "machine": torch.cuda.get_device_name() if device.type == "cuda" else processor(),
             "threads": self.threads or torch.get_num_threads(), "torch": torch.__version__, "commit": commit(),
@@ -195,24 +213,35 @@ class Sweep:
         }  # fmt: skip
         return {name: str(value) for name, value in values.items()}
 
+    def _planned(self, config: TrainConfig) -> tuple[Task, Source]:
+        """The task of a run, and the data as it wants them."""
+        task = task_of(config)
+        return task, task.prepared(self.source)
+
+    def _network(self, config: TrainConfig) -> NetworkSpec:
+        return plan_networks(*self._planned(config))[0]
+
     def _ratio(self, cell: Cell) -> float:
         """Multiply-adds of an arm over those of the static network of its shape (of the arm it is widened to)."""
         arm, seed = cell
         target = self.study.arms[arm].get(WIDENED_TO, arm)
-        planned = plan_networks(self.config(target, seed), self.source)[0]
+        planned = self._network(self.config(target, seed))
         if target == arm:
             return planned.ratio
-        widened = plan_networks(self.config(arm, seed), self.source)[0]
+        widened = self._network(self.config(arm, seed))
         return widened.cost.macs / planned.cost.macs * planned.ratio
 
     def _checks(self, config: TrainConfig, folder: RunFolder, source: Source) -> dict[str, str]:
-        """Accuracy in % on 2,000 validation images with changed coefficients, where the study asks for it."""
+        """The score on 2,000 validation images with changed coefficients, where the study asks for it."""
         if not self.study.routing_checks or network_of(config) == STATIC:
             return dict.fromkeys(CHECKS, "")
         model, source = load_trained(folder.path, CONDITIONAL, source.limited(None, COUNTERFACTUAL_IMAGES))
-        model.to(resolve_device(config.device))
-        found = collect(model, validation_batches(source, config.batch_size), len(source.classes)).counterfactuals
-        return {name: f"{100 * found[name].value:.2f}" for name in CHECKS}
+        task = task_of(config)
+        found = scores_with(
+            CHECKS, model, source, task, batch_size=config.batch_size, workers=default_workers(source),
+            device=resolve_device(config.device), skip_bad=True,
+        )  # fmt: skip
+        return {name: task.score.shown(value) for name, value in found.items()}
 
 
 def data_of(study: Study, data: str | None) -> str:

@@ -14,7 +14,8 @@ import torch
 from condconv.evaluation.routing import routed_together
 from condconv.routers.gates import SoftmaxGate
 from condconv.runs.metrics import EpochRow
-from condconv.training.module import Batch, ClassificationModule
+from condconv.tasks.base import Batch
+from condconv.training.module import TrainingModule
 
 
 class DamagedImages(pl.Callback):
@@ -96,11 +97,11 @@ class EpochRows(pl.Callback):
         elapsed = self._lap()
         self._train_seconds += elapsed
         self._seconds += elapsed
-        self._images += len(batch[1]) * trainer.world_size
+        self._images += len(batch[0]) * trainer.world_size
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Make the row, hand it on, begin the next."""
-        assert isinstance(pl_module, ClassificationModule)
+        assert isinstance(pl_module, TrainingModule)
         pl_module.require_finite(int(trainer.num_training_batches) - 1)
         self._seconds += self._lap()
         temperature = next((float(m.temperature) for m in pl_module.modules() if isinstance(m, SoftmaxGate)), "")
@@ -108,13 +109,10 @@ class EpochRows(pl.Callback):
             {
                 "network": self.network,
                 "epoch": trainer.current_epoch + 1,
-                "train_loss": float(pl_module.train_loss.compute()),
-                "train_accuracy": float(pl_module.train_accuracy.compute()),
-                "val_loss": float(pl_module.val_loss.compute()),
-                "val_accuracy": float(pl_module.val_accuracy.compute()),
+                **{name: float(metric.compute()) for name, metric in pl_module.training_metrics.items()},
+                **pl_module.meter.compute(),
                 "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
                 "temperature": temperature,
-                "gradient_norm": float(pl_module.gradient_norm.compute()),
                 **router_columns(pl_module),
                 "images_per_s": self._images / self._train_seconds,
                 "loading_share": self._waiting_seconds / self._train_seconds,
@@ -138,7 +136,7 @@ class EpochRows(pl.Callback):
         self._images = state_dict["images"]
 
 
-def router_columns(module: ClassificationModule) -> EpochRow:
+def router_columns(module: TrainingModule) -> EpochRow:
     """What a row says about the routers, each counted once however many layers it serves; empty without routers."""
     if module.routing is None:
         return dict.fromkeys(("router_entropy", "dead_experts", "always_on_experts", "router_bimodality"), "")

@@ -8,11 +8,15 @@ from rich.console import Console
 from rich.markup import escape
 
 from condconv.runs.metrics import EpochRow
+from condconv.tasks import Score
 
-_HEADER = (
-    f"{'network':<12} {'epoch':>9} {'loss':>8} {'val loss':>8} {'accuracy':>9} {'images/s':>9} {'memory':>9} "
-    f"{'entropy':>8} {'dead':>5} {'on':>5} {'bimodal':>8} {'ETA':>8}"
-)
+
+def header(score: Score) -> str:
+    """The line above those of the epochs."""
+    return (
+        f"{'network':<12} {'epoch':>9} {'loss':>8} {'val loss':>8} {score.title:>9} {'images/s':>9} {'memory':>9} "
+        f"{'entropy':>8} {'dead':>5} {'on':>5} {'bimodal':>8} {'ETA':>8}"
+    )
 
 
 class RunConsole:
@@ -27,26 +31,29 @@ class RunConsole:
         """One line the user should see."""
         self.console.print(escape(text), style="yellow" if text.startswith("notice:") else "")
 
-    def epoch(self, rows: Sequence[EpochRow], epochs: int) -> None:
+    def epoch(self, rows: Sequence[EpochRow], epochs: int, score: Score) -> None:
         """The line of the last row; a header where a network begins."""
         row = rows[-1]
         if row["network"] != self._network:
             self._network = str(row["network"])
-            self.console.print(_HEADER, style="bold")
-        self.console.print(epoch_line(rows, epochs))
+            self.console.print(header(score), style="bold")
+        self.console.print(epoch_line(rows, epochs, score))
 
     def table(self, text: str) -> None:
         """A block of text as it is."""
         self.console.print(escape(text))
 
 
-def epoch_line(rows: Sequence[EpochRow], epochs: int) -> str:
+def epoch_line(rows: Sequence[EpochRow], epochs: int, score: Score) -> str:
     """One aligned line. The ETA is for this network: epochs left times the mean of those done."""
     row = rows[-1]
     left = (epochs - int(row["epoch"])) * sum(float(r["seconds"]) for r in rows) / len(rows)
+    unit = "%" if score.unit == "%" else ""
+    value = f"{score.shown(float(row[score.column]))}{unit}"
+    loss = f"{row['val_loss']:8.4f}" if "val_loss" in row else f"{'-':>8}"
     return (
-        f"{row['network']:<12} {row['epoch']:>4}/{epochs:<4} {row['train_loss']:8.4f} {row['val_loss']:8.4f} "
-        f"{100 * float(row['val_accuracy']):8.2f}% {row['images_per_s']:9.0f} {row['memory_mb']:6.0f} MB "
+        f"{row['network']:<12} {row['epoch']:>4}/{epochs:<4} {row['train_loss']:8.4f} {loss} "
+        f"{value:>9} {row['images_per_s']:9.0f} {row['memory_mb']:6.0f} MB "
         f"{_routers(row)} {duration(left):>8}"
     )
 

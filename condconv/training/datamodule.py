@@ -8,22 +8,9 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from condconv.data import EpochSampler, ImageView, MixupView, Source
-from condconv.runs.config import TrainConfig
+from condconv.data import EpochSampler, Source
 from condconv.signals import leave_signals_to_parent
-
-
-def train_view(source: Source, config: TrainConfig) -> ImageView | MixupView:
-    """The training images as the settings want them augmented."""
-    view = ImageView(
-        source,
-        train=True,
-        seed=config.seed,
-        skip_bad=config.skip_bad_images,
-        auto_augment=config.auto_augment,
-        random_crop=config.random_crop,
-    )
-    return MixupView(view, config.mixup) if config.mixup else view
+from condconv.tasks.base import Samples, Task
 
 
 class PositionedLoader(DataLoader[tuple[Any, ...]]):
@@ -40,14 +27,16 @@ class PositionedLoader(DataLoader[tuple[Any, ...]]):
 class SourceDataModule(pl.LightningDataModule):
     """Training and validation loaders of a source, in the order of (seed, epoch), shared among processes."""
 
-    def __init__(self, source: Source, config: TrainConfig, *, batch_size: int, workers: int) -> None:
+    def __init__(self, source: Source, task: Task, *, batch_size: int, workers: int) -> None:
         super().__init__()
+        config = task.config
+        self.collate = task.collate
         self.batch_size = batch_size
         self.images_per_step = batch_size * config.accumulate
         self.workers = workers
         self.seed = config.seed
-        self.train_view = train_view(source, config)
-        self.val_view = ImageView(source, train=False, seed=config.seed, skip_bad=config.skip_bad_images)
+        self.train_view = task.view(source, train=True, skip_bad=config.skip_bad_images)
+        self.val_view = task.view(source, train=False, skip_bad=config.skip_bad_images)
         self.start = (0, 0)
 
     def train_dataloader(self) -> PositionedLoader:
@@ -60,18 +49,19 @@ class SourceDataModule(pl.LightningDataModule):
         """Every image once."""
         return self._loader(self.val_view, self._sampler(self.val_view, shuffle=False))
 
-    def _sampler(self, view: ImageView | MixupView, shuffle: bool, multiple_of: int = 1) -> EpochSampler:
+    def _sampler(self, view: Samples, shuffle: bool, multiple_of: int = 1) -> EpochSampler:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return EpochSampler(
             len(view), shuffle=shuffle, seed=self.seed, rank=rank, world_size=world_size, multiple_of=multiple_of
         )
 
-    def _loader(self, view: ImageView | MixupView, sampler: EpochSampler) -> PositionedLoader:
+    def _loader(self, view: Samples, sampler: EpochSampler) -> PositionedLoader:
         return PositionedLoader(
             view,
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self.workers,
+            collate_fn=self.collate,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=leave_signals_to_parent,
             # A generator of its own: starting a pass over the data must not draw from the one that dropout uses.

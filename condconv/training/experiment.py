@@ -16,24 +16,26 @@ from pytorch_lightning.plugins.environments import LightningEnvironment, TorchEl
 from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 
-from condconv.data import ImageView, Source, default_workers, open_source
+from condconv.data import Source, default_workers
 from condconv.devices import resolve_device
 from condconv.errors import ArgumentError, DataError
+from condconv.evaluation.evaluate import evaluate
+from condconv.evaluation.latency import latency_ms
 from condconv.evaluation.routing import experts_by_layer
-from condconv.evaluation.validation import latency_ms, validate
 from condconv.runs.config import PRECISIONS, TrainConfig
 from condconv.runs.folder import RunFolder
-from condconv.runs.metrics import EpochRow
+from condconv.runs.metrics import EpochRow, columns
 from condconv.runs.networks import NetworkSpec, overhead_advice, plan_networks
 from condconv.runs.report import NetworkResult, save_weights, write_summary
 from condconv.runs.routing_report import RoutingFound, routing_report
 from condconv.signals import StopRequest
+from condconv.tasks import task_of
 from condconv.training.callbacks import DamagedImages, EpochRows
 from condconv.training.checkpoint import AtomicCheckpointIO, CheckpointKeeper, read_checkpoint, require_same_run
 from condconv.training.console import RunConsole
 from condconv.training.datamodule import SourceDataModule
 from condconv.training.health import HEALTH_COLUMNS, HealthWarnings
-from condconv.training.module import ClassificationModule
+from condconv.training.module import TrainingModule
 from condconv.training.optimization import peak_learning_rate
 from condconv.training.routing_images import RoutingImages
 from condconv.training.tuned import TuneOnce
@@ -74,17 +76,17 @@ class Experiment:
         self.console = console
         self.processes = Processes.from_environment()
         self.device = resolve_device(config.device, config.precision)
-        self.source = open_source(config.data, skip_bad=config.skip_bad_images, num_classes=config.num_classes)
+        self.task = task_of(config)
+        self.source = self.task.open(config.data, skip_bad=config.skip_bad_images)
         require_class_count(config, self.source)
-        self.source = self.source.limited(config.limit_train, config.limit_val).resized(config.input_size)
-        self.source = self.source.under(config.conditions)
+        self.source = self.task.prepared(self.source)
         self.config = config
         self.batch_size = self._fitting_batch_size()
         workers = config.workers if config.workers is not None else default_workers(self.source)
         self.workers = workers
-        self.specs = plan_networks(config, self.source)
+        self.specs = plan_networks(self.task, self.source)
         self._health: list[EpochRow] = []
-        for advice in overhead_advice(config, self.source, self.specs):
+        for advice in overhead_advice(self.task, self.source, self.specs):
             console.notice(advice)
         if config.base_batch is not None:
             peak = peak_learning_rate(config, self.global_batch)
@@ -115,12 +117,12 @@ class Experiment:
         """Images of one step, all processes together."""
         return self.batch_size * self.config.accumulate * self.processes.world_size
 
-    def module(self, network: nn.Module, factor: Callable[[int], float] | None = None) -> ClassificationModule:
+    def module(self, network: nn.Module, factor: Callable[[int], float] | None = None) -> TrainingModule:
         """What Lightning trains."""
-        return ClassificationModule(
+        return TrainingModule(
             network,
-            self.config,
-            num_classes=len(self.source.classes),
+            self.task,
+            self.source,
             steps_per_epoch=len(self.source.train) // self.global_batch,
             global_batch=self.global_batch,
             factor=factor,
@@ -128,7 +130,7 @@ class Experiment:
 
     def data(self) -> SourceDataModule:
         """What it is trained on."""
-        return SourceDataModule(self.source, self.config, batch_size=self.batch_size, workers=self.workers)
+        return SourceDataModule(self.source, self.task, batch_size=self.batch_size, workers=self.workers)
 
     def run(self, folder: RunFolder) -> str:
         """Train, report, and return the results table ("" in processes other than the first)."""
@@ -150,8 +152,8 @@ class Experiment:
 
         def on_row(rows: list[EpochRow]) -> None:
             if self.processes.rank == 0:
-                folder.write_metrics([*done, *rows])
-                self.console.epoch(rows, self.config.epochs)
+                folder.write_table("metrics.csv", columns(self.task), [*done, *rows])
+                self.console.epoch(rows, self.config.epochs, self.task.score)
 
         def on_health(rows: list[EpochRow]) -> None:
             if self.processes.rank == 0:
@@ -163,7 +165,7 @@ class Experiment:
         if self.config.tensorboard is not None and experts_by_layer(network) and self.processes.rank == 0:
             images = folder.path / "tensorboard" / spec.name
             # First, so that its time counts as part of the epoch's and not of the next one's training.
-            callbacks.insert(0, RoutingImages(self.source, images, self.config.tensorboard))
+            callbacks.insert(0, RoutingImages(self.task, self.source, images, self.config.tensorboard))
         if self.config.tune and experts_by_layer(network):
             shape = (self.batch_size, self.source.channels, *self.source.image_size)
             # First, so that its time is not the first epoch's.
@@ -209,25 +211,25 @@ class Experiment:
         )
 
     def _report(self, folder: RunFolder, trained: Sequence[Trained]) -> str:
-        view = ImageView(self.source, train=False, skip_bad=self.config.skip_bad_images)
         image_shape = (self.source.channels, *self.source.image_size)
         results = []
         for spec, one in zip(self.specs, trained, strict=True):
             self.stop.check()
-            evaluation = validate(
-                one.network, view, len(self.source.classes), self.batch_size, self.workers, self.device
-            )
-            results.append(NetworkResult(spec, one.rows, evaluation, latency_ms(one.network, image_shape, self.device)))
-            save_weights(folder, spec, one.network, self.config, self.source)
+            found = evaluate(
+                one.network, self.source, self.task, batch_size=self.batch_size, workers=self.workers,
+                device=self.device, skip_bad=self.config.skip_bad_images,
+            )  # fmt: skip
+            results.append(NetworkResult(spec, one.rows, found, latency_ms(one.network, image_shape, self.device)))
+            save_weights(folder, spec, one.network, self.task, self.source)
         damaged = self._damaged(trained)
         if damaged:
             self.console.notice(f"notice: skipped {len(damaged)} damaged samples, listed in {folder.summary}")
         routing = self._routing_report(folder, trained) if self.config.report else None
-        return write_summary(folder, self.config, self.source, results, damaged, self.device, routing)
+        return write_summary(folder, self.task, self.source, results, damaged, self.device, routing)
 
     def _routing_report(self, folder: RunFolder, trained: Sequence[Trained]) -> RoutingFound | None:
         networks = [(spec, one.network, one.rows) for spec, one in zip(self.specs, trained, strict=True)]
-        return routing_report(folder, self.source, networks, self.workers)
+        return routing_report(folder, self.task, self.source, networks, self.workers)
 
     def _damaged(self, trained: Sequence[Trained]) -> list[str]:
         train = sorted({index for one in trained for index in one.damaged.train})

@@ -11,7 +11,7 @@ from condconv.analysis.totals import DEAD_SHARE, HIGH, off_below
 from condconv.evaluation.routing import RouterHealth, routed_together
 from condconv.runs.metrics import EpochRow
 from condconv.training.callbacks import EpochRows
-from condconv.training.module import ClassificationModule
+from condconv.training.module import TrainingModule
 from condconv.training.nan_check import router_of
 
 WAITING_LIMIT = 0.2
@@ -44,13 +44,13 @@ class HealthWarnings(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Look at the epoch that is over."""
-        assert isinstance(pl_module, ClassificationModule)
+        assert isinstance(pl_module, TrainingModule)
         for kind, text in [*self._routers(pl_module), *self._loading()]:
             if kind not in self.said:
                 self.said.add(kind)
                 self.notice(text)
 
-    def _routers(self, module: ClassificationModule) -> Iterator[tuple[str, str]]:
+    def _routers(self, module: TrainingModule) -> Iterator[tuple[str, str]]:
         if module.routing is None:
             return
         health = module.routing.compute().health

@@ -1,4 +1,4 @@
-"""The Lightning side of training a classifier: a step, what follows from it, and what an exact resume needs."""
+"""The Lightning side of training a network: a step, what follows from it, and what an exact resume needs."""
 
 from __future__ import annotations
 
@@ -9,40 +9,33 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.distributed
-import torch.nn.functional as F
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
-from condconv.data import IGNORED
+from condconv.data import Source
 from condconv.errors import CheckpointError, NonFiniteError
 from condconv.evaluation.routing import RoutingStatistics, experts_by_layer
 from condconv.routing_hooks import override_routing, record_routing
-from condconv.runs.config import TrainConfig
+from condconv.tasks.base import Batch, Task
 from condconv.training.activation_checkpointing import checkpoint_activations
 from condconv.training.annealing import annealing
 from condconv.training.ema import EMA
 from condconv.training.nan_check import NaNCheck, router_of
 from condconv.training.optimization import learning_rate_factor, make_optimizer, peak_learning_rate
 
-Batch = tuple[Tensor, ...]
-"""Images (B, C, H, W), labels (B,), indices (B,), whether each image could be decoded (B,); in training with Mixup
-also the partners' labels (B,) and the weight of the first label (B,)."""
-
 _FINITE_CHECK_STEPS = 50
 """On a GPU: how many passes between two looks at numbers that make the program wait for the device."""
 
-_TRAINING_METRICS = ("train_loss", "train_accuracy", "gradient_norm")
 
-
-class ClassificationModule(pl.LightningModule):
-    """Trains a network (B, C, H, W) → logits (B, classes) as the settings say.
+class TrainingModule(pl.LightningModule):
+    """Trains a network for a task as the settings say.
 
     Args:
         network: what is trained.
-        config: the settings.
-        num_classes: of the data.
+        task: what it is trained for, with the settings.
+        source: the data.
         steps_per_epoch: optimiser steps of an epoch.
         global_batch: images of one step, all processes together.
         factor: what the peak learning rate is multiplied with at each step; the settings' schedule where None.
@@ -51,20 +44,21 @@ class ClassificationModule(pl.LightningModule):
     def __init__(
         self,
         network: nn.Module,
-        config: TrainConfig,
+        task: Task,
+        source: Source,
         *,
-        num_classes: int,
         steps_per_epoch: int,
         global_batch: int,
         factor: Callable[[int], float] | None = None,
     ) -> None:
         super().__init__()
-        self.config = config
+        self.task = task
+        self.config = config = task.config
         if config.activation_checkpointing:
             checkpoint_activations(network)
         self.network = network.to(memory_format=self.memory_format)
         # No child: compiled code is another way to run the same network, which is watched and saved uncompiled.
-        self._run: Callable[[Tensor], Tensor]
+        self._run: Callable[..., Any]
         object.__setattr__(self, "_run", torch.compile(network) if config.compile else network)
         self.lr = peak_learning_rate(config, global_batch)
         self.factor = factor or partial(learning_rate_factor, config, steps_per_epoch=steps_per_epoch)
@@ -72,12 +66,12 @@ class ClassificationModule(pl.LightningModule):
         self.average = EMA(network, config.ema) if config.ema else None
         # By default NaN would be left out of the means.
         self.train_loss = MeanMetric(nan_strategy="disable")
-        self.train_accuracy = MeanMetric()
+        for name in task.training_columns:
+            setattr(self, name, MeanMetric())
         self.gradient_norm = MeanMetric(nan_strategy="disable")
-        self.val_loss = MeanMetric(nan_strategy="disable")
-        self.val_accuracy = MeanMetric()
+        self.meter = task.meter(source)
         layers = experts_by_layer(network)
-        self.routing = RoutingStatistics(layers, num_classes) if layers else None
+        self.routing = RoutingStatistics(layers, len(task.groups(source))) if layers else None
         # Compiled code runs no hooks.
         self.nan_check = NaNCheck() if layers and not config.compile else None
         self._restored: dict[str, Any] | None = None
@@ -92,8 +86,13 @@ class ClassificationModule(pl.LightningModule):
         """What is validated and kept: the averaged network where there is one."""
         return self.network if self.average is None else self.average.network
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, classes)."""
+    @property
+    def training_metrics(self) -> dict[str, MeanMetric]:
+        """The running means of an epoch, by name."""
+        return {name: getattr(self, name) for name in ("train_loss", *self.task.training_columns, "gradient_norm")}
+
+    def forward(self, images: Tensor) -> Any:
+        """What the network makes of images."""
         return self.result(images)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -112,29 +111,34 @@ class ClassificationModule(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Begin the epoch's running means anew."""
-        for name in _TRAINING_METRICS:
-            getattr(self, name).reset()
+        for metric in self.training_metrics.values():
+            metric.reset()
         if self.nan_check is not None:
             self.nan_check.reset()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
-        images, labels, _, _, *mixed = batch
-        logits = self._watched(images.to(memory_format=self.memory_format), batch_idx)
-        loss = self._loss(logits, labels, *mixed)
-        self.train_loss.update(loss.detach(), len(labels))
-        self.train_accuracy.update((logits.detach().argmax(dim=1) == labels).float())
+        batch = self._in_format(batch)
+        output = self._watched(batch, batch_idx)
+        loss = self.task.loss(output, batch)
+        self.train_loss.update(loss.detach(), len(batch[0]))
+        with torch.no_grad():
+            for name, values in self.task.measured(output, batch).items():
+                self.training_metrics[name].update(values)
         if self.device.type == "cpu" or batch_idx % _FINITE_CHECK_STEPS == 0:
             self.require_finite(batch_idx)
         return loss
 
-    def _watched(self, images: Tensor, batch_idx: int) -> Tensor:
+    def _in_format(self, batch: Batch) -> Batch:
+        return [batch[0].to(memory_format=self.memory_format), *batch[1:]]
+
+    def _watched(self, batch: Batch, batch_idx: int) -> Any:
         if self.nan_check is None:
-            return self._run(images)
+            return self.task.run(self._run, batch)
         with override_routing(self.network, self.nan_check):
-            logits = self._run(images)
+            output = self.task.run(self._run, batch)
         self.nan_check.step_done(batch_idx)
-        return logits
+        return output
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
@@ -146,19 +150,6 @@ class ClassificationModule(pl.LightningModule):
             self.gradient_norm.update(norm.nan_to_num(0.0, 0.0, 0.0), norm.isfinite().float())
         else:
             self.gradient_norm.update(norm)
-
-    def _loss(
-        self, logits: Tensor, labels: Tensor, partners: Tensor | None = None, weights: Tensor | None = None
-    ) -> Tensor:
-        """Cross-entropy with label smoothing; under Mixup the weighted mean of that with each of the two labels."""
-        smoothing = self.config.label_smoothing
-        if partners is None or weights is None:
-            return F.cross_entropy(logits, labels, label_smoothing=smoothing)
-        first, second = (
-            F.cross_entropy(logits, target, label_smoothing=smoothing, reduction="none")
-            for target in (labels, partners)
-        )
-        return (weights * first + (1 - weights) * second).mean()
 
     def require_finite(self, batch_idx: int) -> None:
         """Raise `NonFiniteError` if loss, gradient or coefficients of this epoch have become NaN or infinite.
@@ -183,33 +174,27 @@ class ClassificationModule(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Begin the running means anew."""
-        self.val_loss.reset()
-        self.val_accuracy.reset()
+        self.meter.reset()
         if self.routing is not None:
             self.routing.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Loss, accuracy and routing of one batch; places labelled `IGNORED` don't count."""
-        images, labels, *_ = batch
-        images = images.to(memory_format=self.memory_format)
+        """The task's columns, and routing, of one batch."""
+        batch = self._in_format(batch)
         if self.routing is None:
-            logits = self.result(images)
+            output = self.task.run(self.result, batch)
         else:
             with record_routing(self.result) as routing:
-                logits = self.result(images)
-            self.routing.update(routing, labels)
-        keep = labels != IGNORED
-        if not bool(keep.any()):
-            return
-        self.val_loss.update(F.cross_entropy(logits[keep].float(), labels[keep]), int(keep.sum()))
-        self.val_accuracy.update((logits.argmax(dim=1) == labels)[keep].float())
+                output = self.task.run(self.result, batch)
+            self.routing.update(routing, self.task.group_of(batch))
+        self.meter.update(output, batch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what belongs to each process: generators and running means."""
         mine: dict[str, Any] = {
             "cpu_generator": torch.get_rng_state(),
             "cuda_generator": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
-            **{name: _metric_state(getattr(self, name)) for name in _TRAINING_METRICS},
+            **{name: _metric_state(metric) for name, metric in self.training_metrics.items()},
         }
         checkpoint["temperature"] = self.temperature.state_dict() if self.temperature is not None else None
         everyone: list[Any] = [mine]
@@ -237,8 +222,8 @@ class ClassificationModule(pl.LightningModule):
         torch.set_rng_state(self._restored["cpu_generator"])
         if self._restored["cuda_generator"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(self._restored["cuda_generator"])
-        for name in _TRAINING_METRICS:
-            _load_metric_state(getattr(self, name), self._restored[name], self.device)
+        for name, metric in self.training_metrics.items():
+            _load_metric_state(metric, self._restored[name], self.device)
         self._restored = None
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.distributed
 
 from condconv.signals import StopRequest
-from condconv.training.module import ClassificationModule
+from condconv.training.module import TrainingModule
 from condconv.tuning import pin_records, restore_pins, tune
 from condconv.tuning.records import Records
 
@@ -41,12 +41,12 @@ class TuneOnce(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure, or pin what was measured when the run began."""
-        assert isinstance(pl_module, ClassificationModule)
+        assert isinstance(pl_module, TrainingModule)
         if self.records is None:
             self.records = self._measured(trainer, pl_module)
         restore_pins(pl_module.network, self.records, "--tune")
 
-    def _measured(self, trainer: pl.Trainer, module: ClassificationModule) -> Records:
+    def _measured(self, trainer: pl.Trainer, module: TrainingModule) -> Records:
         if trainer.is_global_zero:
             self.say(f"tuning: measuring the strategies of each conditional layer, for {self.input_shape[0]} images")
             size = torch.Size(self.input_shape)

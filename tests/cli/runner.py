@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from condconv.cli.main import main
 from condconv.runs.metrics import TIMING_COLUMNS
-from condconv.training.module import ClassificationModule
+from condconv.training.module import TrainingModule
 from tests.processes import run
 
 # Small enough that most of a run is what comes before and after the training; 10 steps an epoch.
@@ -44,8 +44,9 @@ def quick(patch: pytest.MonkeyPatch | None = None) -> None:
     patch.setattr("condconv.tuning.measuring.TURNS", 2)
     patch.setattr("condconv.tuning.measuring.BURST_S", 0.0)
     patch.setattr("condconv.benchmarking.rows.BURST_S", 0.0)
+    patch.setattr("condconv.exporting.verb._BURST_S", 0.0)
     patch.setattr("condconv.benchmarking.memory.measure", lambda *_: {"total_mb": "1.5"})
-    patch.setattr("condconv.evaluation.validation._LATENCY_PASSES", 1)
+    patch.setattr("condconv.evaluation.latency._LATENCY_PASSES", 1)
     patch.setattr("condconv.evaluation.figures.png", lambda figure: b"")
     patch.setattr("condconv.analysis.report.to_svg", lambda drawn: "<svg></svg>")
 
@@ -54,16 +55,16 @@ def signal_in_step(signum: int, epoch: int, batch: int, rank: str | None = None,
     """A signal comes in the middle of a step (both counted from 0), on this rank or on all, to the process or all of
     its group.
     """
-    training_step = ClassificationModule.training_step
+    training_step = TrainingModule.training_step
 
-    def step(self: ClassificationModule, images: object, batch_idx: int) -> torch.Tensor:
+    def step(self: TrainingModule, images: object, batch_idx: int) -> torch.Tensor:
         if (self.current_epoch, batch_idx) == (epoch, batch) and rank in (None, os.environ.get("RANK")):
             pid = -os.getpgrp() if group else os.getpid()
             # Sent by another process, as a scheduler does it.
             subprocess.run(["kill", f"-{int(signum)}", "--", str(pid)])
         return training_step(self, images, batch_idx)  # type: ignore[arg-type]
 
-    ClassificationModule.training_step = step  # type: ignore[assignment, method-assign]
+    TrainingModule.training_step = step  # type: ignore[assignment, method-assign]
 
 
 def metrics(run: Path) -> list[dict[str, str]]:

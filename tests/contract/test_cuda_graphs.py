@@ -139,9 +139,9 @@ def captured(module: nn.Module, x: Tensor, training: bool) -> tuple[Tensor, Call
     torch.cuda.current_stream().wait_stream(stream)
     module.zero_grad(set_to_none=True)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream):  # Gradients are summed up on the stream that they began on.
         y = step()
-    return y, graph.replay
+    return y.detach(), graph.replay  # Nothing of the captured pass outlives it, else its stream would too.
 
 
 def replays(module: nn.Module, x: Tensor, training: bool) -> None:

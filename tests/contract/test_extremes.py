@@ -56,6 +56,33 @@ def test_what_cannot_be_is_refused(arguments: dict[str, Any], kind: type[Excepti
         condconv.CondConv2d(4, 8, **{"kernel_size": 3, "num_experts": 3, **arguments})(torch.zeros(2, 4, 8, 8))
 
 
+OTHER_TYPES = (torch.float16, torch.float64, torch.int64, torch.bool, torch.complex64)
+
+
+@pytest.mark.parametrize("strategy", ("auto", *STRATEGIES))
+@pytest.mark.parametrize("dtype", OTHER_TYPES, ids=str)
+def test_an_input_of_another_type_than_the_layer(dtype: torch.dtype, strategy: str) -> None:
+    convolution = condconv.CondConv2d(4, 8, 3, num_experts=3, strategy=strategy)
+    matrix = condconv.CondLinear(4, 8, num_experts=3, strategy=strategy)
+    for layer, x in ((convolution, torch.ones(2, 4, 8, 8, dtype=dtype)), (matrix, torch.ones(2, 4, dtype=dtype))):
+        for coefficients in (None, torch.ones(2, 3)):
+            with pytest.raises(condconv.ArgumentError, match=rf"input='?{dtype}.*; convert the input"):
+                layer(x, coefficients)
+
+
+def test_a_sparse_input() -> None:
+    with pytest.raises(condconv.ArgumentError, match=r"torch.sparse_coo' is no dense tensor .*x\.to_dense"):
+        condconv.CondConv2d(4, 8, 3, num_experts=3)(torch.ones(2, 4, 8, 8).to_sparse())
+
+
+def test_autocast_takes_inputs_of_its_types() -> None:
+    layer = condconv.CondConv2d(4, 8, 3, num_experts=3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.ones(2, 4, 8, 8, dtype=torch.bfloat16)).dtype == torch.bfloat16
+        with pytest.raises(condconv.ArgumentError, match="input=torch.float64 is of another type"):
+            layer(torch.ones(2, 4, 8, 8, dtype=torch.float64))
+
+
 def test_a_transposed_convolution_that_would_be_too_large() -> None:
     layer = condconv.CondConvTranspose2d(4, 8, 3, stride=LARGEST, num_experts=2)
     assert layer(torch.zeros(1, 4, 1, 1)).shape == (1, 8, 3, 3)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -79,6 +82,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     _Handler.answers["shards.json"] = send(json.dumps(index).encode())
     monkeypatch.setenv("CONDCONV_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(module, "_FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(module, "_ATTEMPTS", 2)
     with ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as httpd:
         httpd.daemon_threads = True
         threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()
@@ -131,6 +135,25 @@ def test_a_drip(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert time.monotonic() - began < 30
 
 
+@pytest.mark.parametrize("part", ["headers", "length of a chunk"])
+def test_a_drip_where_a_line_is_awaited(server: str, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    monkeypatch.setenv("CONDCONV_FETCH_TIMEOUT_S", "1")
+    monkeypatch.setenv("CONDCONV_FETCH_MIN_BYTES_PER_S", str(10**7))
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        begun = {"headers": b"X: ", "length of a chunk": b"Transfer-Encoding: chunked\r\n\r\n"}[part]
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\n" + begun)
+        while True:
+            handler.wfile.write(b"0")
+            time.sleep(0.1)
+
+    _Handler.answers["train.tar"] = answer
+    began = time.monotonic()
+    with pytest.raises(DataError, match=r"train\.tar: cannot be fetched \(no answer within [12] s\)"):
+        open_source(server)
+    assert time.monotonic() - began < 60
+
+
 @pytest.mark.parametrize(
     "to, message",
     [
@@ -157,6 +180,76 @@ def test_a_packed_body_is_refused(server: str) -> None:
     _Handler.answers["train.tar"] = send(b"x" * 2000, Content_Encoding="gzip")
     with pytest.raises(DataError, match="sent packed as 'gzip'"):
         open_source(server)
+
+
+Opening = Callable[[], IO[bytes]]
+
+
+class _Slow(io.BytesIO):
+    """A file of an object store that fetches whole blocks, from a server that drips."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        time.sleep(3600)
+        return b""
+
+
+class _Endless(io.BytesIO):
+    def read(self, size: int | None = -1) -> bytes:
+        return b" " * (10_000 if size is None or size < 0 else size)
+
+
+def _never() -> IO[bytes]:
+    time.sleep(3600)
+    raise AssertionError
+
+
+@pytest.fixture()
+def store(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Opening]:
+    """The files that fsspec finds under hostile://."""
+    fsspec = pytest.importorskip("fsspec")
+    index = json.dumps({"format": 1, "train": [{"name": "train.tar"}], "val": [{"name": "val.tar"}]}).encode()
+    files: dict[str, Opening] = {"shards.json": lambda: io.BytesIO(index)}
+    for name in ("train.tar", "val.tar"):
+        files[name] = partial(io.BytesIO, (tmp_path / "www" / name).read_bytes())
+
+    class Store(fsspec.AbstractFileSystem):  # type: ignore[misc]
+        protocol = "hostile"
+        cachable = False
+
+        def _open(self, path: str, mode: str = "rb", **_: object) -> IO[bytes]:
+            name = path.rsplit("/", 1)[-1]
+            if name not in files:
+                raise FileNotFoundError(path)
+            return files[name]()
+
+    fsspec.register_implementation("hostile", Store, clobber=True)
+    monkeypatch.setenv("CONDCONV_FETCH_TIMEOUT_S", "1")
+    monkeypatch.setenv("CONDCONV_FETCH_MIN_BYTES_PER_S", str(10**7))
+    return files
+
+
+@pytest.mark.parametrize("name", ["shards.json", "train.tar"])
+@pytest.mark.parametrize("opening", [_Slow, _never])
+def test_another_protocol_that_never_answers(store: dict[str, Opening], name: str, opening: Opening) -> None:
+    store[name] = opening
+    began = time.monotonic()
+    with pytest.raises(DataError, match=rf"{name}: cannot be fetched \(no answer within [12] s\)"):
+        open_source("hostile://bucket/pets")
+    assert time.monotonic() - began < 60
+
+
+def test_another_protocol_without_end(
+    store: dict[str, Opening], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONDCONV_MAX_INDEX_BYTES", "50000")
+    monkeypatch.setenv("CONDCONV_MAX_SHARD_BYTES", "50000")
+    store["train.tar"] = _Endless
+    with pytest.raises(DataError, match=r"train\.tar: sends more than the 50000 bytes"):
+        open_source("hostile://bucket/pets")
+    assert kept(tmp_path / "cache") < 100_000
+    store["shards.json"] = _Endless
+    with pytest.raises(DataError, match=r"shards\.json: sends more than the 50000 bytes"):
+        open_source("hostile://bucket/pets")
 
 
 @pytest.mark.parametrize("length", ["-1", "many", "1" * 5000, "٣"])

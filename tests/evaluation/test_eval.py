@@ -10,12 +10,16 @@ from torch import Tensor, nn
 from condconv.cli.main import main
 from condconv.data import Source, TensorImages, open_source
 from condconv.errors import ArgumentError, DataError
-from condconv.evaluation.evaluate import MISTAKES, evaluate
-from condconv.evaluation.report import headline, write_evaluation
+from condconv.evaluation.evaluate import evaluate
+from condconv.runs.config import TrainConfig
+from condconv.tasks import task_of
+from condconv.tasks.classify.evaluation_report import headline, write_evaluation
+from condconv.tasks.classify.evaluator import MISTAKES
 from tests.data.writers import write_folder_set
 from tests.runs.writing import write_run
 
 CPU = torch.device("cpu")
+CLASSIFY = task_of(TrainConfig(data=""))
 
 
 def source_of(labels: list[int], classes: int = 10) -> Source:
@@ -46,9 +50,9 @@ def test_accuracies_confusions_and_mistakes() -> None:
     logits[4, 2], logits[1, 0] = 1.5, 0.5
     seen = []
     found = evaluate(
-        _Table(logits), source_of(labels), batch_size=4, workers=0, device=CPU,
+        _Table(logits), source_of(labels), CLASSIFY, batch_size=4, workers=0, device=CPU,
         progress=lambda done, total: seen.append((done, total)),
-    )  # fmt: skip
+    ).found  # fmt: skip
     assert found.images == 6 and found.top1 == 0.5
     assert found.top5 == pytest.approx(5 / 6)
     expected = torch.zeros(10, 10, dtype=torch.int64)
@@ -61,23 +65,24 @@ def test_accuracies_confusions_and_mistakes() -> None:
 
 
 def test_two_classes_have_no_top_five(tmp_path: Path) -> None:
-    found = evaluate(_Table(torch.eye(2)), source_of([0, 1], 2), batch_size=2, workers=0, device=CPU)
-    assert headline(found) == "top-1 100.00 %, top-2 100.00 %, 2 images"
+    found = evaluate(_Table(torch.eye(2)), source_of([0, 1], 2), CLASSIFY, batch_size=2, workers=0, device=CPU)
+    assert headline(found.found) == "top-1 100.00 %, top-2 100.00 %, 2 images"
     folder = write_evaluation(tmp_path / "e", "toy", source_of([0, 1], 2), found)
     assert not (folder / "mistakes.png").exists()
 
 
 def test_another_number_of_classes() -> None:
     with pytest.raises(ArgumentError, match="toy has 3 classes and the network tells 10 apart"):
-        evaluate(_Table(torch.zeros(2, 10)), source_of([0, 1], 3), batch_size=2, workers=0, device=CPU)
+        evaluate(_Table(torch.zeros(2, 10)), source_of([0, 1], 3), CLASSIFY, batch_size=2, workers=0, device=CPU)
 
 
 def test_the_folder_has_tables_and_pictures(tmp_path: Path) -> None:
     labels = [i % 3 for i in range(40)]
     source = source_of(labels, 3)
-    found = evaluate(_Table(torch.randn(40, 3)), source, batch_size=16, workers=0, device=CPU)
+    evaluation = evaluate(_Table(torch.randn(40, 3)), source, CLASSIFY, batch_size=16, workers=0, device=CPU)
+    found = evaluation.found
     assert 0 < len(found.mistakes) <= MISTAKES
-    folder = write_evaluation(tmp_path / "e", "toy", source, found)
+    folder = write_evaluation(tmp_path / "e", "toy", source, evaluation)
     with (folder / "confusion_matrix.csv").open() as file:
         table = list(csv.reader(file))
     assert table[0][1:] == [row[0] for row in table[1:]] == list(source.classes)
@@ -119,8 +124,9 @@ def test_no_image_that_can_be_decoded(tmp_path: Path) -> None:
         path.write_bytes(b"no image")
     with pytest.raises(DataError, match="none of the 4 validation images can be decoded"):
         evaluate(
-            _Table(torch.zeros(256, 2)), open_source(str(tmp_path)), batch_size=3, workers=0, device=CPU, skip_bad=True
-        )
+            _Table(torch.zeros(256, 2)), open_source(str(tmp_path)), CLASSIFY, batch_size=3, workers=0, device=CPU,
+            skip_bad=True,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize(

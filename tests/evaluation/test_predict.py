@@ -11,9 +11,11 @@ import torch
 from condconv.cli.main import main
 from condconv.data.inputs import open_inputs
 from condconv.errors import DataError
-from condconv.evaluation import predict as module
 from condconv.evaluation.evaluate import evaluate
+from condconv.runs.config import TrainConfig
 from condconv.runs.trained import load_trained
+from condconv.tasks import task_of
+from condconv.tasks.classify import prediction as module
 from tests.data.writers import jpeg, shard_samples, write_folder_set, write_tar
 from tests.runs.writing import write_run
 
@@ -45,7 +47,8 @@ def test_the_answers_are_those_of_the_evaluation(pets: Path, tmp_path: Path) -> 
     assert [row["image"] for row in table] == sorted(str(path) for path in (pets / "pets" / "val").rglob("*.jpg"))
     assert all(float(row["probability_1"]) >= float(row["probability_2"]) for row in table)
     network, source = load_trained(pets / "run-1", "conditional", open_source(str(pets / "pets")))
-    found = evaluate(network, source, batch_size=4, workers=0, device=torch.device("cpu"))
+    task = task_of(TrainConfig(data=""))
+    found = evaluate(network, source, task, batch_size=4, workers=0, device=torch.device("cpu")).found
     right = sum(row["class_1"] == Path(row["image"]).parent.name for row in table)
     assert right / len(table) == pytest.approx(found.top1)
 

@@ -21,6 +21,7 @@ DEPTHWISE, DENSE, POINTWISE = "depthwise", "dense", "pointwise"
         (DENSE, 1, 14, torch.bfloat16, "grouped"),
         (DENSE, 32, 14, torch.bfloat16, "batched_gemm"),
         (DENSE, 32, 14, torch.float32, "grouped"),
+        (DENSE, 128, 56, torch.bfloat16, "grouped"),
         (DEPTHWISE, 32, 7, torch.float32, "grouped"),
         (DEPTHWISE, 64, 56, torch.float32, "triton"),
     ],

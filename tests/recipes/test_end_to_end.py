@@ -47,7 +47,7 @@ def run(recipe: str, data: Path, out: Path, *arguments: str) -> None:
 @pytest.mark.parametrize("recipe", QUICK)
 def test_a_few_steps_of_small_images(recipe: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # What takes longest has tests of its own.
-    monkeypatch.setattr("condconv.evaluation.validation._LATENCY_PASSES", 1)
+    monkeypatch.setattr("condconv.evaluation.latency._LATENCY_PASSES", 1)
     monkeypatch.setattr("condconv.evaluation.figures.png", lambda figure: b"")
     run(recipe, data, tmp_path, "--input-size", "64")
 

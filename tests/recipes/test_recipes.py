@@ -12,7 +12,7 @@ from condconv.models.specs import SPECS
 from condconv.models.ssd import DETECTORS
 from condconv.recipes import list_recipes, load_recipe
 from condconv.runs.config import TrainConfig
-from condconv.studies.study import read_rows, read_study
+from condconv.studies.study import columns_of, read_rows, read_study
 from condconv.training.optimization import learning_rate_factor, peak_learning_rate
 
 
@@ -66,7 +66,7 @@ SMALL = {
 @pytest.mark.parametrize("name", sorted(SMALL))
 def test_a_small_recipe_is_an_arm_of_a_study_with_its_outcome(name: str) -> None:
     study, arm = read_study(STUDIES / f"{SMALL[name][0]}.yaml"), SMALL[name][1]
-    rows = [row for row in read_rows(STUDIES / "results" / f"{SMALL[name][0]}.csv") if row["arm"] == arm]
+    rows = [row for row in read_rows(study.results, columns_of(study.score)) if row["arm"] == arm]
     arms = TrainConfig(**{"data": "somewhere", "workers": 0, **study.common, **study.arms[arm]})
     assert replace(settings(name), data="somewhere", workers=0) == arms
     if not rows:

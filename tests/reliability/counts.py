@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 CSV = Path(__file__).with_name("counts.csv")
@@ -16,9 +16,11 @@ PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 BEGIN, END = "<!-- counts: begin -->", "<!-- counts: end -->"
 KINDS = {
     "kills": "kills, each at another file operation of a command",
+    "random kills": "kills at random times, up to five in a row before the command may end",
     "arguments": "values of arguments of public functions and classes",
     "flags": "values of flags of the command line",
     "files": "spoiled files, over all formats that are read",
+    "calls": "calls of the compiled operators, and of layers, with arguments that do not fit",
 }
 
 
@@ -46,14 +48,14 @@ def read(path: Path) -> list[dict[str, str]]:
 
 def table() -> str:
     """The table of the page."""
-    total, bad, names = Counter[str](), Counter[str](), Counter[str]()
+    total, bad, names = Counter[str](), Counter[str](), defaultdict[str, set[str]](set)
     for row in read(CSV):
         total[row["kind"]] += int(row["count"])
         bad[row["kind"]] += int(row["bad"])
-        names[row["kind"]] += 1
+        names[row["kind"]].add(row["name"].partition(", part ")[0])
     lines = ["| attacked with | number | of | bad |", "|---|---:|---:|---:|"]
     noted = [(kind, text) for kind, text in KINDS.items() if names[kind]]
-    lines += [f"| {text} | {total[kind]:,} | {names[kind]} | {bad[kind]} |" for kind, text in noted]
+    lines += [f"| {text} | {total[kind]:,} | {len(names[kind])} | {bad[kind]} |" for kind, text in noted]
     return "\n".join(lines)
 
 

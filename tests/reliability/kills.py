@@ -11,13 +11,15 @@ from __future__ import annotations
 import importlib
 import io
 import os
+import random
 import shutil
 import signal
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +27,9 @@ from tests.reliability.counts import note
 
 CHANGES = {"os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.truncate"}
 LIMIT_S = 120
+TOO_LONG = 124
+"""The exit code of a command that was killed at its time limit."""
+MOST_IN_A_ROW = 5
 Words = Sequence[str]
 
 
@@ -53,18 +58,59 @@ class Outcome(NamedTuple):
 
 def attack(scenario: Scenario, every: int = 1, first: int = 0) -> list[Outcome]:
     """Kill at every `every`-th point from the one numbered `first` on, and say what became of each."""
+    with _begun(scenario) as (base, expected, problem):
+        if problem:
+            return [Outcome("none", problem)]
+        points = (base / "points").read_text().splitlines()
+        kills = [(number, torn) for number, point in enumerate(points) for torn in _ways(point, points, number)]
+        return [_kill(base, scenario, expected, points, *kill) for kill in kills[first::every]]
+
+
+def disturb(scenario: Scenario, kills: int, seed: int = 0) -> list[Outcome]:
+    """Kill that often at random times, and say what became of the commands that were then left alone."""
+    with _begun(scenario) as (base, expected, problem):
+        if problem:
+            return [Outcome("none", problem)]
+        seconds, chance, outcomes = float((base / "seconds").read_text()), random.Random(seed), list[Outcome]()
+        while len(outcomes) < kills:
+            most = min(chance.randint(1, MOST_IN_A_ROW), kills - len(outcomes))
+            killed = _kill_in_a_row(base, scenario, [chance.uniform(0, seconds) for _ in range(most)])
+            if killed:
+                outcomes += [Outcome(name, "") for name in killed[:-1]]
+                outcomes.append(Outcome("; ".join(killed), _end(base, scenario, expected)))
+        return outcomes
+
+
+def _kill_in_a_row(base: Path, scenario: Scenario, seconds: Sequence[float]) -> list[str]:
+    """Kill a command after so long, go on with it, kill it again; → what was killed, less where it was done before."""
+    killed: list[str] = []
+    words: Words | None = scenario.words
+    for limit_s in seconds:
+        if words is None:
+            break
+        folder, code = _play(base, "killed", words, None, fresh=not killed, limit_s=limit_s)
+        if code != TOO_LONG:
+            break
+        killed.append(f"{' '.join(words[:3])} killed after {limit_s:.2f} s")
+        words = _again(scenario, folder)
+    return killed
+
+
+@contextmanager
+def _begun(scenario: Scenario) -> Iterator[tuple[Path, dict[str, object], str]]:
+    """A folder with what an uninterrupted command read and left; its results; and what was wrong with it."""
     with tempfile.TemporaryDirectory() as scratch:
         base = Path(scratch)
         (base / "start").mkdir()
         _prepare(scenario, base / "start")
         scenario.quicken()
+        began = time.monotonic()
         whole, code = _play(base, "whole", scenario.words, None)
+        (base / "seconds").write_text(str(time.monotonic() - began))
         if code:
-            return [Outcome("none", f"the uninterrupted command ended with {code}: {_said(base)}")]
-        points = (base / "points").read_text().splitlines()
-        expected = scenario.result(whole)
-        kills = [(number, torn) for number, point in enumerate(points) for torn in _ways(point, points, number)]
-        return [_kill(base, scenario, expected, points, *kill) for kill in kills[first::every]]
+            yield base, {}, f"the uninterrupted command ended with {code}: {_said(base)}"
+        else:
+            yield base, scenario.result(whole), ""
 
 
 def _prepare(scenario: Scenario, folder: Path) -> None:
@@ -89,15 +135,24 @@ def _kill(
     base: Path, scenario: Scenario, expected: dict[str, object], points: list[str], at: int, torn: bool
 ) -> Outcome:
     name = f"{at}{' torn' if torn else ''} {points[at]}"
-    folder, code = _play(base, "killed", scenario.words, (at, torn))
+    _, code = _play(base, "killed", scenario.words, (at, torn))
     if code != -signal.SIGKILL:
         return Outcome(name, f"was not killed but ended with {code}: {_said(base)}")
-    words = scenario.words if scenario.again is None else scenario.again(folder)
+    return Outcome(name, _end(base, scenario, expected))
+
+
+def _again(scenario: Scenario, folder: Path) -> Words | None:
+    return scenario.words if scenario.again is None else scenario.again(folder)
+
+
+def _end(base: Path, scenario: Scenario, expected: dict[str, object]) -> str:
+    """Go on with what was killed, to its end; → what is wrong with that, "" for nothing."""
+    words = _again(scenario, base / "killed")
     if words is not None:
         _, code = _play(base, "killed", words, None, fresh=False)
         if code and not (scenario.done and scenario.done in _said(base)):
-            return Outcome(name, f"{' '.join(words[:3])} ended with {code}: {_said(base)}")
-    return Outcome(name, _difference(expected, scenario.result(folder)))
+            return f"{' '.join(words[:3])} ended with {code}: {_said(base)}"
+    return _difference(expected, scenario.result(base / "killed"))
 
 
 def _difference(expected: dict[str, object], found: dict[str, object]) -> str:
@@ -111,7 +166,14 @@ def _said(base: Path) -> str:
     return (base / "output").read_text(errors="replace")[-600:]
 
 
-def _play(base: Path, name: str, words: Words, kill: tuple[int, bool] | None, fresh: bool = True) -> tuple[Path, int]:
+def _play(
+    base: Path,
+    name: str,
+    words: Words,
+    kill: tuple[int, bool] | None,
+    fresh: bool = True,
+    limit_s: float = LIMIT_S,
+) -> tuple[Path, int]:
     """Run a command in a fork, in a folder of its own; → the folder, the exit code (minus the signal that ended it)."""
     folder = base / name
     if fresh:
@@ -120,7 +182,7 @@ def _play(base: Path, name: str, words: Words, kill: tuple[int, bool] | None, fr
     child = os.fork()
     if child == 0:
         _child(base, folder, words, kill)
-    deadline = time.monotonic() + LIMIT_S
+    deadline = time.monotonic() + limit_s
     while True:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
@@ -128,7 +190,7 @@ def _play(base: Path, name: str, words: Words, kill: tuple[int, bool] | None, fr
         if time.monotonic() > deadline:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
-            return folder, 124
+            return folder, TOO_LONG
         time.sleep(0.005)
 
 
@@ -191,14 +253,40 @@ def _writes(mode: object, flags: object) -> bool:
 
 
 def run(name: str, every: int = 1, first: int = 0) -> int:
-    """In a process of its own: attack one of the scenarios; print each problem, and the count."""
-    for module in ("condconv.training.experiment", "condconv.evaluation.predict", "condconv.data.sharding",
+    """In a process of its own: attack one of the scenarios; print each problem."""
+    return _report("kills", name, attack(_scenario(name), every, first))
+
+
+def run_and_note(name: str, every: int, first: int) -> int:
+    """The same, and note the count."""
+    part = name if every == 1 else f"{name}, part {first + 1} of {every}"
+    return _report("kills", name, attack(_scenario(name), every, first), part)
+
+
+def run_disturbed(name: str, kills: int) -> int:
+    """In a process of its own: kill one of the scenarios at random times; print each problem."""
+    return _report("random kills", name, disturb(_scenario(name), kills))
+
+
+def disturb_and_note(name: str, kills: int, part: int) -> int:
+    """The same, and note the count."""
+    return _report("random kills", name, disturb(_scenario(name), kills, part), f"{name}, part {part}")
+
+
+def _scenario(name: str) -> Scenario:
+    for module in ("condconv.training.experiment", "condconv.tasks.classify.prediction", "condconv.data.sharding",
                    "condconv.analysis", "condconv.models", "condconv.cli.train"):  # fmt: skip
         importlib.import_module(module)
-    outcomes = attack(importlib.import_module("tests.reliability.scenarios").SCENARIOS[name], every, first)
+    scenarios: dict[str, Scenario] = importlib.import_module("tests.reliability.scenarios").SCENARIOS
+    return scenarios[name]
+
+
+def _report(kind: str, name: str, outcomes: list[Outcome], noted: str = "") -> int:
     bad = [outcome for outcome in outcomes if outcome.problem]
     for outcome in bad:
         print(f"{name}: {outcome.point}: {outcome.problem}")
-    if every == 1:
-        note("kills", name, len(outcomes), len(bad))
+    if noted:
+        note(kind, noted, len(outcomes), len(bad))
+    else:
+        print(f"{len(outcomes)} {kind} of {name}, {len(bad)} bad")
     return 1 if bad or not outcomes else 0

@@ -90,7 +90,7 @@ def _table(folder: Path) -> dict[str, object]:
     with (folder / "results" / "study.csv").open() as file:
         rows = {row["arm"]: row for row in csv.DictReader(file)}
     for row in rows.values():
-        del row["date"]
+        del row["date"], row["commit"]  # they may change while the sweep is killed
     left = {path.name: True for path in (folder / "results").iterdir() if path.suffix != ".lock"}
     return {**rows, **left}
 

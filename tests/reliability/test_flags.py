@@ -23,7 +23,7 @@ USUAL = {
     "train": ["--data", "nowhere/at/all"], "lr-find": ["--data", "nowhere/at/all"], "recipes": [],
     "sweep": ["nowhere.yaml"], "eval": ["nowhere", "--data", "nowhere/at/all"], "predict": ["nowhere", "nothing.jpg"],
     "shard": ["nowhere"], "models": [], "convert": ["nowhere-at-all"], "count": ["nowhere-at-all"],
-    "analyze": ["nowhere", "--data", "nowhere/at/all"],
+    "analyze": ["nowhere", "--data", "nowhere/at/all"], "export": ["nowhere-at-all", "--out", "net.onnx"],
 }  # fmt: skip
 
 

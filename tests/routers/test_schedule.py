@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -51,6 +52,16 @@ def test_it_resumes() -> None:
     assert temperatures(other) == temperatures(net)
     with pytest.raises(condconv.CheckpointError, match="must have the keys"):
         again.load_state_dict({"taken": 1})
+
+
+def test_a_step_of_any_thread_counts() -> None:
+    net = model().eval()
+    schedule, x = condconv.TemperatureSchedule(net, steps=29), torch.randn(2, 3, 4, 4)
+    before = net(x)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: schedule.step(), range(28)))
+    assert temperatures(net) == pytest.approx([2, 2])
+    assert not torch.equal(net(x), before)
 
 
 def test_bad_arguments_are_named() -> None:

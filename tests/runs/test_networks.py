@@ -9,15 +9,18 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from condconv.data import ImageView, Source, open_source
+from condconv.data import Source, open_source
 from condconv.errors import ArgumentError, DataError
-from condconv.routers import Router, SigmoidGate, SoftmaxGate
-from condconv.runs.building import NetworkBuilder, output_stride
-from condconv.runs.config import TrainConfig
-from condconv.evaluation.validation import validate, latency_ms
-from condconv.training.experiment import require_class_count
-from condconv.runs.networks import matching_width, overhead_advice, plan_networks
+from condconv.evaluation.evaluate import evaluate
+from condconv.evaluation.latency import latency_ms
 from condconv.evaluation.routing import experts_by_layer
+from condconv.routers import Router, SigmoidGate, SoftmaxGate
+from condconv.runs.building import NetworkBuilder
+from condconv.runs.config import TrainConfig
+from condconv.runs.networks import matching_width, overhead_advice, plan_networks
+from condconv.tasks import task_of
+from condconv.tasks.classify.task import output_stride
+from condconv.training.experiment import require_class_count
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +36,7 @@ def test_small_inputs_keep_a_last_map_of_seven_pixels(source: Source, side: int,
 
 def test_three_networks_from_one_seed(source: Source) -> None:
     config = TrainConfig(data="digits", twin=True, num_experts=4, output_stride=4)
-    conditional, static, widened = plan_networks(config, source)
+    conditional, static, widened = plan_networks(task_of(config), source)
     assert set(experts_by_layer(conditional.build()).values()) == {4}
     assert not experts_by_layer(static.build()) and not experts_by_layer(widened.build())
     assert conditional.ratio > 1 and static.ratio == 1
@@ -47,10 +50,10 @@ def test_three_networks_from_one_seed(source: Source) -> None:
 
 def test_names_of_the_zoo_bring_their_own_layers(source: Source) -> None:
     config = TrainConfig(data="digits", model="condconv_mobilenetv1_025", num_experts=3, twin=True, output_stride=4)
-    conditional, static, _ = plan_networks(config, source)
+    conditional, static, _ = plan_networks(task_of(config), source)
     assert set(experts_by_layer(conditional.build()).values()) == {3}
     assert not experts_by_layer(static.build())
-    alone = plan_networks(TrainConfig(data="digits", model="condconv_mobilenetv1_025", variant="none"), source)
+    alone = plan_networks(task_of(TrainConfig(data="digits", model="condconv_mobilenetv1_025", variant="none")), source)
     assert [spec.name for spec in alone] == ["static"]
 
 
@@ -62,22 +65,23 @@ class _Constant(nn.Module):
 
 
 def test_evaluation_counts_every_image_once(source: Source) -> None:
-    result = validate(_Constant(), ImageView(source, train=False), 10, 7, 0, torch.device("cpu"))
+    task = task_of(TrainConfig(data="digits"))
+    result = evaluate(_Constant(), source, task, batch_size=7, workers=0, device=torch.device("cpu")).found
     assert int(result.confusion.sum()) == 50
     assert torch.equal(result.confusion[:, 1], source.val.labels.bincount(minlength=10))
-    assert result.accuracy == pytest.approx(float((source.val.labels == 1).float().mean()))
+    assert result.score == pytest.approx(float((source.val.labels == 1).float().mean()))
     assert latency_ms(_Constant(), (1, 8, 8), torch.device("cpu")) > 0
 
 
 def test_a_width_of_its_own_and_the_one_that_matches_a_conditional_network(source: Source) -> None:
     config = TrainConfig(data="digits", width=0.5, num_experts=4, output_stride=4, twin=True)
-    conditional, static, widened = plan_networks(config, source)
+    conditional, static, widened = plan_networks(task_of(config), source)
     assert (
         static.cost.macs
-        < plan_networks(TrainConfig(data="digits", variant="none", output_stride=4), source)[0].cost.macs
+        < plan_networks(task_of(TrainConfig(data="digits", variant="none", output_stride=4)), source)[0].cost.macs
     )
-    alone = TrainConfig(data="digits", variant="none", output_stride=4, width=matching_width(config, source))
-    assert plan_networks(alone, source)[0].cost == widened.cost != static.cost
+    alone = TrainConfig(data="digits", variant="none", output_stride=4, width=matching_width(task_of(config), source))
+    assert plan_networks(task_of(alone), source)[0].cost == widened.cost != static.cost
     assert abs(widened.cost.macs / conditional.cost.macs - 1) <= 0.02
 
 
@@ -88,7 +92,7 @@ def _same(one: nn.Module, other: nn.Module) -> bool:
 
 def _conditional(source: Source, **settings: object) -> nn.Module:
     config = TrainConfig(data="digits", output_stride=4, num_experts=2, **settings)  # type: ignore[arg-type]
-    return NetworkBuilder(config, source).conditional()
+    return NetworkBuilder(task_of(config), source).conditional()
 
 
 def test_targets_sharing_and_gate_of_a_conversion(source: Source) -> None:
@@ -126,15 +130,15 @@ def test_dropout_and_stochastic_depth_reach_the_network(source: Source) -> None:
 
 
 def test_networks_begin_with_given_static_weights(source: Source, tmp_path: Path) -> None:
-    static = NetworkBuilder(TrainConfig(data="digits", output_stride=4, seed=5), source).static().eval()
+    static = NetworkBuilder(task_of(TrainConfig(data="digits", output_stride=4, seed=5)), source).static().eval()
     save_file(static.state_dict(), tmp_path / "static.safetensors", {"classes": json.dumps(source.classes)})
     config = TrainConfig(data="digits", output_stride=4, upcycle_from=str(tmp_path), num_experts=2)
-    builder = NetworkBuilder(config, source)
+    builder = NetworkBuilder(task_of(config), source)
     image = torch.rand(2, 1, 8, 8)
     assert _same(builder.static(), static)
     torch.testing.assert_close(builder.conditional().eval()(image), static(image), atol=1e-4, rtol=1e-4)
     with pytest.raises(ArgumentError, match="a network of 10 classes, and digits has 4"):
-        NetworkBuilder(config, replace(source, classes=source.classes[:4])).static()
+        NetworkBuilder(task_of(config), replace(source, classes=source.classes[:4])).static()
 
 
 def test_what_does_not_go_together_is_refused(source: Source) -> None:
@@ -142,9 +146,9 @@ def test_what_does_not_go_together_is_refused(source: Source) -> None:
     with pytest.raises(
         ArgumentError, match="targets='pointwise' is for conversions, .* or convert --model mobilenetv1"
     ):
-        plan_networks(TrainConfig(**zoo, targets="pointwise"), source)
+        plan_networks(task_of(TrainConfig(**zoo, targets="pointwise")), source)
     with pytest.raises(ArgumentError, match="is a detector"):
-        plan_networks(TrainConfig(data="digits", model="condconv_ssd_mobilenetv1_050"), source)
+        plan_networks(task_of(TrainConfig(data="digits", model="condconv_ssd_mobilenetv1_050")), source)
     with pytest.raises(DataError, match="10 classes, and the classifier is to have 1000 .* pass --num-classes 10"):
         require_class_count(TrainConfig(data="digits", num_classes=1000), source)
 
@@ -154,7 +158,7 @@ def test_images_smaller_than_the_total_stride_are_refused_before_the_first_step(
     for model in ("cifar_resnet8", "mobilenetv1_025"):
         config = TrainConfig(data="digits", model=model, output_stride=16, variant="none")
         with pytest.raises(ArgumentError, match=rf"input_size=8 is smaller than the total stride of {model}, 16; pass"):
-            plan_networks(config, source)
+            plan_networks(task_of(config), source)
 
 
 @pytest.mark.parametrize("norm", [False, True])
@@ -163,24 +167,24 @@ def test_routers_are_normalised_where_asked_and_twins_widen_layer_by_layer(norm:
     config = TrainConfig(
         data="digits", model="cifar_resnet8", targets="layer", share="none", twin=True, router_norm=norm, num_experts=2
     )
-    conditional, static, widened = plan_networks(config, source)
+    conditional, static, widened = plan_networks(task_of(config), source)
     routers = [module for module in conditional.build().modules() if isinstance(module, Router)]
     assert len(routers) == 6 and all((router.norm is not None) == norm for router in routers)
     assert abs(widened.cost.macs / conditional.cost.macs - 1) <= 0.02 < conditional.ratio - 1
     zoo = TrainConfig(data="digits", model="condconv_mobilenetv1_025", router_norm=True)
     with pytest.raises(ArgumentError, match="router_norm=True is for conversions"):
-        plan_networks(zoo, source)
+        plan_networks(task_of(zoo), source)
 
 
 def test_what_a_limit_of_the_overhead_would_change_is_said_above_8_percent() -> None:
     source = open_source("digits").limited(20, 20)
     common = {"data": "digits", "model": "cifar_resnet8", "targets": "layer", "num_experts": 8}
     config = TrainConfig(**common, output_stride=1)  # type: ignore[arg-type]
-    (said,) = overhead_advice(config, source, plan_networks(config, source))
+    (said,) = overhead_advice(task_of(config), source, plan_networks(task_of(config), source))
     assert "more multiply-adds than its static twin" in said and "the smallest overhead is 0.125" in said
     large = replace(source, image_size=(32, 32), native=False)
     config = TrainConfig(**common, output_stride=8)  # type: ignore[arg-type]
-    (said,) = overhead_advice(config, large, plan_networks(config, large))
+    (said,) = overhead_advice(task_of(config), large, plan_networks(task_of(config), large))
     assert "with --max-overhead 0.05 it is" in said
     for quiet in (replace(config, output_stride=2), replace(config, max_overhead=0.05)):
-        assert not list(overhead_advice(quiet, large, plan_networks(quiet, large)))
+        assert not list(overhead_advice(task_of(quiet), large, plan_networks(task_of(quiet), large)))

@@ -8,9 +8,10 @@ import torch
 
 from condconv.data import Source, open_source
 from condconv.runs.config import TrainConfig
+from condconv.runs.folder import RunFolder
 from condconv.runs.networks import plan_networks
 from condconv.runs.report import save_weights
-from condconv.runs.folder import RunFolder
+from condconv.tasks import task_of
 
 
 def write_run(out: Path, data: str = "digits", **settings: object) -> tuple[Path, Source]:
@@ -18,11 +19,11 @@ def write_run(out: Path, data: str = "digits", **settings: object) -> tuple[Path
     config = TrainConfig(data=data, out=str(out), width=0.5, num_experts=2, output_stride=4, **settings)  # type: ignore[arg-type]
     source = open_source(data)
     folder = RunFolder.create(config)
-    for spec in plan_networks(config, source):
+    for spec in plan_networks(task_of(config), source):
         network = spec.build()
         with torch.no_grad():  # so that it does not say the same of every image
             for parameter in network.parameters():
                 parameter.add_(0.05 * torch.randn_like(parameter))
-        save_weights(folder, spec, network, config, source)
+        save_weights(folder, spec, network, task_of(config), source)
     folder.close()
     return folder.path, source

@@ -9,8 +9,10 @@ import yaml
 
 from condconv.cli.main import main
 from condconv.errors import ArgumentError
-from condconv.studies.study import COLUMNS, read_rows, read_study, write_row
+from condconv.studies.study import columns_of, read_rows, read_study, write_row
+from condconv.tasks import score_of
 
+COLUMNS = columns_of(score_of("classify"))
 STUDY: dict[str, Any] = {
     "title": "small",
     "data": "digits",
@@ -77,9 +79,9 @@ def test_what_is_no_study(tmp_path: Path) -> None:
 def test_a_row_stands_for_a_run_with_the_present_settings_only(tmp_path: Path) -> None:
     study = read_study(write_study(tmp_path))
     for seed in (0, 1):
-        write_row(study.results, row("static", seed, settings=study.identity("static"), top1_pct="1"))
-    write_row(study.results, row("static", 0, settings=study.identity("static"), top1_pct="2"))
-    assert [(r["seed"], r["top1_pct"]) for r in read_rows(study.results)] == [("1", "1"), ("0", "2")]
+        write_row(study.results, row("static", seed, settings=study.identity("static"), top1_pct="1"), COLUMNS)
+    write_row(study.results, row("static", 0, settings=study.identity("static"), top1_pct="2"), COLUMNS)
+    assert [(r["seed"], r["top1_pct"]) for r in read_rows(study.results, COLUMNS)] == [("1", "1"), ("0", "2")]
     assert set(study.finished()) == {("static", 0), ("static", 1)}
     longer = read_study(write_study(tmp_path, common={"epochs": 3}))
     assert longer.finished() == {}
@@ -91,7 +93,7 @@ def test_a_row_stands_for_a_run_with_the_present_settings_only(tmp_path: Path) -
 def test_the_list_says_what_is_not_run_and_how(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_study(tmp_path)
     study = read_study(path)
-    write_row(study.results, row("static", 1, settings=study.identity("static")))
+    write_row(study.results, row("static", 1, settings=study.identity("static")), COLUMNS)
     assert main(["sweep", str(path), "--list", "--arms", "static", "wide"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         f"static: 1 of 2 done; not run: condconv sweep {path} --arms static --seeds 0",

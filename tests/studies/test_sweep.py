@@ -12,7 +12,7 @@ from condconv.errors import ArgumentError, BusyError
 from condconv.files import Lock
 from condconv.signals import Interrupted, StopRequest
 from condconv.studies import sweep as module
-from condconv.studies.study import Study, StudyRow, read_rows, read_study
+from condconv.studies.study import Study, StudyRow, columns_of, read_rows, read_study
 from condconv.studies.sweep import RunFailed, Sweep
 from tests.studies.test_study import write_study
 
@@ -73,7 +73,7 @@ def calls(folder: Path) -> list[str]:
 
 def test_a_finished_run_is_a_row_and_is_not_run_again(tmp_path: Path, study: Study, make: Make) -> None:
     row = make().run(("condconv", 1))
-    assert read_rows(study.results) == [row]
+    assert read_rows(study.results, columns_of(study.score)) == [row]
     assert set(study.finished()) == {("condconv", 1)}
     expected = {
         "arm": "condconv", "seed": "1", "experts": "4", "n_train": "64", "n_val": "50", "epochs": "2",
@@ -92,7 +92,7 @@ def test_arms_of_the_same_settings_share_a_run(tmp_path: Path, study: Study, mak
     rows = [sweep.run((arm, 0)) for arm in ("static", "same")]
     assert calls(tmp_path) == ["none 0 --config"]
     assert {**rows[0], "arm": "same"} == rows[1]
-    assert len(read_rows(study.results)) == 2
+    assert len(read_rows(study.results, columns_of(study.score))) == 2
 
 
 def test_a_widened_arm_has_the_multiply_adds_of_the_other(make: Make) -> None:

@@ -4,13 +4,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from condconv.data import Source, TensorImages
 from condconv.errors import NonFiniteError
 from condconv.evaluation.routing import RoutingStatistics, normalised_entropy, routed_together
 from condconv.routers import attach_scope
 from condconv.runs.config import TrainConfig
+from condconv.tasks import task_of
 from condconv.training.callbacks import EpochRows, router_columns
 from condconv.training.health import HealthWarnings
-from condconv.training.module import ClassificationModule
+from condconv.training.module import TrainingModule
 from condconv.variants import CondConv2d
 
 
@@ -68,13 +70,17 @@ class Block(nn.Module):
         return self.third(self.second(self.first(x))).mean(dim=(2, 3))
 
 
-def module(**settings: object) -> ClassificationModule:
+IMAGES = TensorImages(torch.zeros(4, 2, 5, 5, dtype=torch.uint8), torch.arange(4), "made up")
+FOUR_CLASSES = Source("made up", IMAGES, IMAGES, tuple("abcd"), 2, (5, 5), True, False, (0.0,) * 2, (1.0,) * 2)
+
+
+def module(**settings: object) -> TrainingModule:
     torch.manual_seed(0)
     network = nn.Sequential(Block())
     router = network[0].first.router
     attach_scope(network, "0", [network[0].first, network[0].second], router)
     config = TrainConfig(data="digits", lr=0.5, **settings)  # type: ignore[arg-type]
-    return ClassificationModule(network, config, num_classes=4, steps_per_epoch=3, global_batch=2)
+    return TrainingModule(network, task_of(config), FOUR_CLASSES, steps_per_epoch=3, global_batch=2)
 
 
 def batch(value: float = 1.0) -> tuple[Tensor, ...]:

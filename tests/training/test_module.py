@@ -4,18 +4,23 @@ import pytest
 import torch
 from torch import nn
 
+from condconv.data import Source, TensorImages
 from condconv.runs.config import TrainConfig
-from condconv.training.module import ClassificationModule
+from condconv.tasks import task_of
+from condconv.training.module import TrainingModule
 from condconv.variants import DynamicConv2d
 
+IMAGES = TensorImages(torch.zeros(4, 2, 5, 5, dtype=torch.uint8), torch.arange(4), "made up")
+FOUR_CLASSES = Source("made up", IMAGES, IMAGES, tuple("abcd"), 2, (5, 5), True, False, (0.0,) * 2, (1.0,) * 2)
 
-def module(**settings: object) -> ClassificationModule:
+
+def module(**settings: object) -> TrainingModule:
     torch.manual_seed(0)
     network = nn.Sequential(
         nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), DynamicConv2d(4, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     )
     config = TrainConfig(data="digits", **settings)  # type: ignore[arg-type]
-    return ClassificationModule(network, config, num_classes=4, steps_per_epoch=2, global_batch=3)
+    return TrainingModule(network, task_of(config), FOUR_CLASSES, steps_per_epoch=2, global_batch=3)
 
 
 def batch() -> tuple[torch.Tensor, ...]:

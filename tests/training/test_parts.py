@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,16 @@ def test_a_stop_request_remembers_the_first_signal() -> None:
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_stop_request_of_another_thread_leaves_signals_alone() -> None:
+    def work() -> int:
+        with StopRequest() as stop:
+            stop.check()
+            return id(signal.getsignal(signal.SIGTERM))
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(work).result() == id(signal.getsignal(signal.SIGTERM))
 
 
 def test_devices_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,11 +16,13 @@ import pytest
 import torch
 
 from condconv.cli.main import main
+from condconv.data.digits import open_digits
 from condconv.errors import CheckpointError
 from condconv.runs.config import TrainConfig
+from condconv.tasks import task_of
 from condconv.training import checkpoint
 from condconv.training.checkpoint import CheckpointKeeper, read_checkpoint, require_same_run
-from condconv.training.module import ClassificationModule
+from condconv.training.module import TrainingModule
 from tests.cli.runner import Prepare, condconv, metrics, quick, same_weights, signal_in_step
 
 # Three steps of two passes in each of two epochs.
@@ -143,7 +145,7 @@ def test_another_recipe_or_other_classes_are_refused_before_the_first_step(
     saved = read_checkpoint(path)
     identity = {**saved["condconv"]["identity"], "classes": 9}
     config = TrainConfig(data="digits")
-    module = ClassificationModule(torch.nn.Identity(), config, num_classes=9, steps_per_epoch=1, global_batch=1)
+    module = TrainingModule(torch.nn.Identity(), task_of(config), open_digits(), steps_per_epoch=1, global_batch=1)
     with pytest.raises(CheckpointError, match="another run .classes 10 there, 9 here"):
         require_same_run(path, saved, identity, module)
     # As a version would have written it that knew no tuning; and then with tuning asked for.

@@ -11,33 +11,27 @@ import hashlib
 import importlib.util
 import json
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from condconv.data import Source
 from condconv.errors import ArgumentError
-from condconv.evaluation.evaluate import evaluation_loader, require_logit_per_class
+from condconv.evaluation.evaluate import evaluation_loader
+from condconv.evaluation.identity import weights_digest
 from condconv.files import Lock, whole_file
 from condconv.tables import cells
+from condconv.tasks.base import Request, Task
+from condconv.tasks.classify.evaluator import require_classes
 
 FORMATS = (".csv", ".parquet")
 _ROWS_AT_ONCE = 10_000
 
 Answer = list[tuple[str, float]]
 """The likeliest classes of one image with their probabilities, the likeliest first; empty where it is damaged."""
-
-
-@dataclass(frozen=True)
-class Predicted:
-    """How many images have a row, and which of them could not be decoded (their row is empty)."""
-
-    images: int
-    damaged: list[str]
 
 
 def check_format(out: Path) -> None:
@@ -57,51 +51,39 @@ def _growing(out: Path) -> Path:
     return out.with_name(f".{out.name}.partial")
 
 
-def predict(
-    network: nn.Module,
-    source: Source,
-    out: Path,
-    *,
-    top_k: int,
-    batch_size: int,
-    workers: int,
-    device: torch.device,
-    skip_bad: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Predicted:
-    """Classify the validation images of a source and write the table.
+def predict(task: Task, request: Request) -> list[str]:
+    """Classify the validation images of a source and write the table: `image`, then `class_1`, `probability_1`, …
+
+    Labels are not looked at. An image that cannot be decoded has an empty row, where it is to be skipped.
 
     Args:
-        network: images (B, C, H, W) → logits (B, classes); put on `device` and into eval mode.
-        source: its validation images are classified, prepared as it says; labels are not looked at.
-        out: the table, .csv or .parquet: `image`, then `class_1`, `probability_1`, `class_2`, …
-        top_k: classes for each image, at most as many as there are.
-        batch_size: images of one step.
-        workers: loader processes.
-        device: where to compute.
-        skip_bad: give images that cannot be decoded an empty row, instead of stopping.
-        progress: is told how many images are done, and of how many.
+        task: classification.
+        request: `out` is the table, .csv or .parquet; `top_k` is cut to the number of classes.
+
+    Returns:
+        The images that could not be decoded.
 
     Raises:
         ArgumentError: the table cannot be written, or what is there was begun with another network or other images.
         DataError: an image cannot be decoded; the rows before it are kept.
         BusyError: another process is writing this table.
     """
-    network.to(device).eval()
-    top_k = min(top_k, len(source.classes))
+    source, out = request.source, request.out
+    request.network.to(request.device).eval()
+    top_k = min(request.top_k, len(source.classes))
     growing = _growing(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with Lock(out.with_name(f".{out.name}.lock"), f"--out {out}"):
             check_format(out)
-            first = _begin(growing, _identity(network, source, top_k))
+            first = _begin(growing, _identity(request.network, source, top_k))
             with growing.open("a", encoding="utf-8") as file:
-                progress(first, len(source.val))
-                for answers in _answers(network, source, first, top_k, batch_size, workers, device, skip_bad):
+                request.progress(first, len(source.val))
+                for answers in _answers(task, request, first, top_k):
                     file.writelines(f"{json.dumps(answer)}\n" for answer in answers)
                     file.flush()
                     first += len(answers)
-                    progress(first, len(source.val))
+                    request.progress(first, len(source.val))
             damaged = [source.val.where(place) for place, answer in enumerate(_read(growing)) if not answer]
             with whole_file(out) as temporary:
                 (_write_parquet if out.suffix.lower() == ".parquet" else _write_csv)(temporary, growing, source, top_k)
@@ -111,24 +93,17 @@ def predict(
             f"--out {out}: cannot be written ({error.strerror or error}); make room or pass another name, then go on "
             "with the same command"
         ) from error
-    return Predicted(len(source.val), damaged)
+    return damaged
 
 
 @torch.inference_mode()
-def _answers(
-    network: nn.Module,
-    source: Source,
-    first: int,
-    top_k: int,
-    batch_size: int,
-    workers: int,
-    device: torch.device,
-    skip_bad: bool,
-) -> Iterator[list[Answer]]:
+def _answers(task: Task, request: Request, first: int, top_k: int) -> Iterator[list[Answer]]:
     """Batch by batch, from the image numbered `first` on."""
-    for images, _, _, decoded in evaluation_loader(source, batch_size, workers, skip_bad, first):
-        logits = network(images.to(device)).float()
-        require_logit_per_class(logits, source)
+    source = request.source
+    view = task.view(source, train=False, skip_bad=request.skip_bad)
+    for images, _, _, decoded in evaluation_loader(view, task, request.batch_size, request.workers, first):
+        logits = request.network(images.to(request.device)).float()
+        require_classes(logits, source)
         probabilities, classes = logits.softmax(dim=1).topk(top_k, dim=1)
         rows = zip(classes.tolist(), probabilities.tolist(), decoded.tolist(), strict=True)
         yield [
@@ -139,18 +114,11 @@ def _answers(
 
 def _identity(network: nn.Module, source: Source, top_k: int) -> str:
     """What is computed: by which weights, over which images, how many classes for each."""
-    weights, images = hashlib.sha256(), hashlib.sha256()
-    for name, tensor in network.state_dict().items():
-        weights.update(name.encode())
-        weights.update(_bytes(tensor))
+    images = hashlib.sha256()
     for place in range(len(source.val)):
         images.update(f"{source.val.where(place)}\n".encode("utf-8", "surrogateescape"))
     prepared = (source.image_size, source.native, source.mean, source.std)
-    return json.dumps([weights.hexdigest(), images.hexdigest(), repr(prepared), top_k])
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    return json.dumps([weights_digest(network), images.hexdigest(), repr(prepared), top_k])
 
 
 def _begin(growing: Path, identity: str) -> int:

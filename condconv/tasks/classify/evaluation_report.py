@@ -10,22 +10,23 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from condconv.data import Source
-from condconv.evaluation.evaluate import TOP, Evaluation
+from condconv.evaluation.evaluate import Evaluation
 from condconv.evaluation.figures import confusion_matrix
 from condconv.files import whole_folder
 from condconv.tables import cells, visible
+from condconv.tasks.classify.evaluator import TOP, Classified
 
 _COLUMNS = 5
 _MOST_LISTED = 20
 
 
-def write_evaluation(out: str | Path, title: str, source: Source, found: Evaluation) -> Path:
+def write_evaluation(out: str | Path, title: str, source: Source, evaluation: Evaluation[Classified]) -> Path:
     """Write the folder and return its path: `out`, or the first free `out-2`, `out-3`, … where that exists.
 
     Raises:
         ArgumentError: the folder cannot be written.
     """
-    names = source.classes
+    names, found = source.classes, evaluation.found
     with whole_folder(out) as folder:
         path = folder.path
         _table(path / "classes.csv", ("class", "images", "right", "accuracy"), _class_rows(names, found))
@@ -39,12 +40,12 @@ def write_evaluation(out: str | Path, title: str, source: Source, found: Evaluat
         (path / "confusion_matrix.png").write_bytes(confusion_matrix({title: found.confusion}, names))
         if found.mistakes:
             (path / "mistakes.png").write_bytes(image_sheet(source, found))
-        text = visible(_summary(title, source, found))
+        text = visible(_summary(title, source, evaluation))
         (path / "summary.md").write_text(text, encoding="utf-8", errors="surrogateescape")
     return folder.path
 
 
-def image_sheet(source: Source, found: Evaluation) -> bytes:
+def image_sheet(source: Source, found: Classified) -> bytes:
     """The surest mistakes as pictures, each with its true class, the predicted one and the confidence; a PNG."""
     rows = -(-len(found.mistakes) // _COLUMNS)
     figure = Figure(figsize=(2.2 * _COLUMNS, 2.6 * rows), layout="constrained")
@@ -61,13 +62,14 @@ def image_sheet(source: Source, found: Evaluation) -> bytes:
     return buffer.getvalue()
 
 
-def headline(found: Evaluation) -> str:
+def headline(found: Classified) -> str:
     """The numbers in one line."""
     of_several = f"top-{min(TOP, len(found.confusion))}"
     return f"top-1 {100 * found.top1:.2f} %, {of_several} {100 * found.top5:.2f} %, {found.images:,} images"
 
 
-def _summary(title: str, source: Source, found: Evaluation) -> str:
+def _summary(title: str, source: Source, evaluation: Evaluation[Classified]) -> str:
+    found = evaluation.found
     rows = [row for row in _class_rows(source.classes, found) if row[1]]
     worst = sorted(rows, key=lambda row: float(row[3]))[:_MOST_LISTED]
     table = [f"| {name} | {images} | {100 * float(accuracy):.2f} |" for name, images, _, accuracy in worst]
@@ -82,13 +84,13 @@ def _summary(title: str, source: Source, found: Evaluation) -> str:
     ]
     if found.mistakes:
         parts += ["The surest mistakes: [mistakes.csv](mistakes.csv).", "![mistakes](mistakes.png)"]
-    left_out = [*(f"{name}: cannot be decoded" for name in found.damaged), *source.skipped]
+    left_out = [*(f"{name}: cannot be decoded" for name in evaluation.damaged), *source.skipped]
     if left_out:
         parts += [f"Left out ({len(left_out)}):", "\n".join(f"* {problem}" for problem in left_out)]
     return "\n\n".join(parts) + "\n"
 
 
-def _class_rows(names: Sequence[str], found: Evaluation) -> list[tuple[str, int, int, str]]:
+def _class_rows(names: Sequence[str], found: Classified) -> list[tuple[str, int, int, str]]:
     """Of each class: name, images, those that are right, accuracy ("" without images)."""
     columns = (found.confusion.sum(dim=1), found.confusion.diag(), found.of_class)
     return [

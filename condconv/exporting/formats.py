@@ -1,0 +1,138 @@
+"""The formats by name: one file each, `condconv.exporting.to_<name>`, which is imported when it is used."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, cast
+
+from torch import Tensor, nn
+
+from condconv.errors import ArgumentError, CheckpointError, argument_error
+from condconv.registry import unknown_name_message
+
+Run = Callable[[Tensor], list[Tensor]]
+"""Images (B, C, *space) → the outputs, in the order of the network's own."""
+
+
+class Opened(NamedTuple):
+    """An exported file in its runtime."""
+
+    about: str | None
+    """What it says of itself, or None where it says nothing."""
+    run: Run
+
+
+class Writer(Protocol):
+    """What each format's module has."""
+
+    PACKAGES: Sequence[str]
+    """That it needs, by the names of their modules."""
+
+    def write(
+        self, plain: nn.Module, example: Tensor, batch: int | None, names: Sequence[str], about: str, path: Path
+    ) -> None:
+        """Write a network to a file.
+
+        Args:
+            plain: a network for one example.
+            example: (1, C, *space).
+            batch: how many examples of a call; None for any number.
+            names: of the outputs.
+            about: to be kept in the file.
+            path: the file; others of the same stem may be written beside it.
+        """
+
+    def open(self, path: Path) -> Opened:
+        """Open a file in its runtime, on as many threads as torch has; whatever the runtime raises comes as it is."""
+
+
+class Kind(NamedTuple):
+    """What is known of a format before its module is imported."""
+
+    suffix: str
+    one_image: bool
+    """Whether a call takes one image, and never more."""
+
+
+FORMATS = {
+    "onnx": Kind(".onnx", False),
+    "openvino": Kind(".xml", False),
+    "executorch": Kind(".pte", True),
+    "pt2": Kind(".pt2", False),
+}
+_ELSEWHERE = {
+    "tflite": "convert the .onnx file of --format onnx --batch 1 with onnx2tf, in an environment of its own",
+    "tensorrt": "give the .onnx file of --format onnx --batch 1 to trtexec, on the machine that it will run on",
+}
+
+
+def check_format(where: str, format: str | None, path: Path) -> str:
+    """Return the name of a format, read off the file's name where it is None.
+
+    Raises:
+        ArgumentError: no such format, one that is written elsewhere, another suffix, or a package is missing.
+    """
+    if format is None:
+        format = next((name for name, kind in FORMATS.items() if kind.suffix == path.suffix), None)
+        if format is None:
+            known = ", ".join(kind.suffix for kind in FORMATS.values())
+            raise argument_error(where, "path", str(path), "has no suffix of a known format", f"use one of {known}")
+    if format in _ELSEWHERE:
+        remedy = f"{_ELSEWHERE[format]} (docs/deployment.md)"
+        raise argument_error(where, "format", format, "is not written here", remedy)
+    if format not in FORMATS:
+        raise ArgumentError(f"{where}: {unknown_name_message('format', format, [*FORMATS, *_ELSEWHERE])}")
+    if path.suffix != FORMATS[format].suffix:
+        rule = f"does not end in {FORMATS[format].suffix}, as files of format={format!r} do"
+        raise argument_error(where, "path", str(path), rule, "name it so")
+    require_packages(where, format)
+    return format
+
+
+def require_packages(where: str, format: str) -> None:
+    """Raise `ArgumentError` where a format's runtime is not installed."""
+    missing = [package for package in writer(format).PACKAGES if importlib.util.find_spec(package) is None]
+    if missing:
+        rule = f"needs the package {missing[0]}, which is not installed"
+        raise argument_error(where, "format", format, rule, "install it with: pip install 'condconv[export]'")
+
+
+def writer(format: str) -> Writer:
+    """The module of a format."""
+    return cast(Writer, importlib.import_module(f"condconv.exporting.to_{format}"))
+
+
+def is_exported(path: Path) -> bool:
+    """Whether a file of that name is one of a runtime."""
+    return any(path.suffix == kind.suffix for kind in FORMATS.values())
+
+
+def open_exported(path: Path) -> Opened:
+    """Open an exported file in its runtime.
+
+    Raises:
+        ArgumentError: the runtime is not installed.
+        CheckpointError: there is no such file, or the runtime cannot open it.
+    """
+    format = next(name for name, kind in FORMATS.items() if kind.suffix == path.suffix)
+    require_packages(str(path), format)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; export one with: condconv export MODEL --out {path}")
+    try:
+        return writer(format).open(path)
+    except Exception as error:  # Every runtime has errors of its own.
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"{path}: is no file that {format} can open, or a part of one ({type(error).__name__}: {reason}); copy or "
+            "export it again"
+        ) from error
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """The tensors in a network's output, in the order in which exporters hand them out."""
+    from torch.utils import _pytree as pytree
+
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]

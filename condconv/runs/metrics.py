@@ -1,0 +1,20 @@
+"""The rows of metrics.csv."""
+
+from __future__ import annotations
+
+from condconv.tasks.base import Task
+
+EpochRow = dict[str, float | int | str]
+"""One epoch of one network: the columns of metrics.csv."""
+
+_COLUMNS = (
+    "learning_rate", "temperature", "gradient_norm", "router_entropy", "dead_experts", "always_on_experts",
+    "router_bimodality", "images_per_s", "loading_share", "seconds", "memory_mb",
+)  # fmt: skip
+TIMING_COLUMNS = frozenset({"images_per_s", "loading_share", "seconds", "memory_mb"})
+"""Columns that differ between two runs of the same settings."""
+
+
+def columns(task: Task) -> tuple[str, ...]:
+    """The columns of metrics.csv."""
+    return ("network", "epoch", "train_loss", *task.training_columns, *task.validation_columns, *_COLUMNS)

@@ -1,0 +1,194 @@
+"""Classification as a task: cross-entropy, accuracy, confusion matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+
+from condconv.data import IGNORED, ImageView, MixupView, Source, open_source
+from condconv.errors import argument_error
+from condconv.evaluation.evaluate import Evaluation
+from condconv.evaluation.figures import confusion_matrix
+from condconv.models.specs import SPECS
+from condconv.models.ssd import DETECTORS
+from condconv.runs.config import SMALL_INPUT, SMALL_INPUT_STRIDES, SMALLEST_MAP, TrainConfig
+from condconv.tasks.base import Batch, Request, Samples, Task
+from condconv.tasks.classify import SCORE
+from condconv.tasks.classify.evaluation_report import headline, write_evaluation
+from condconv.tasks.classify.evaluator import ClassificationEvaluator, Classified
+from condconv.tasks.classify.prediction import check_format, predict
+
+SMALL_RECIPE = "small_images"
+
+
+class Classification(Task):
+    """Images (B, C, H, W) → logits (B, classes); batches are made of `condconv.data.Sample` or `MixedSample`."""
+
+    name = "classify"
+    score = SCORE
+    training_columns = ("train_accuracy",)
+    validation_columns = ("val_loss", "val_accuracy")
+    loss_title = "cross-entropy (training: with label smoothing)"
+    unused = ("degradations",)
+    predictions = "predictions.csv"
+    left_out = "its row is empty"
+    evaluates = "what it gets right and wrong, class by class"
+
+    def open(self, data: str, *, skip_bad: bool = False) -> Source:
+        """See `condconv.data.open_source`."""
+        return open_source(data, skip_bad=skip_bad, num_classes=self.config.num_classes)
+
+    def prepared(self, source: Source) -> Source:
+        """Also under the settings' conditions."""
+        return super().prepared(source).under(self.config.conditions)
+
+    def view(self, source: Source, *, train: bool, skip_bad: bool = False) -> Samples:
+        """In training augmented, and blended, as the settings say."""
+        config = self.config
+        view = ImageView(
+            source, train=train, seed=config.seed, skip_bad=skip_bad, auto_augment=config.auto_augment,
+            random_crop=config.random_crop,
+        )  # fmt: skip
+        return MixupView(view, config.mixup) if train and config.mixup else view
+
+    def about(self, source: Source) -> str:
+        """How many classes."""
+        return f"{len(source.classes)} classes"
+
+    def groups(self, source: Source) -> tuple[str, ...]:
+        """The classes."""
+        return source.classes
+
+    def group_of(self, batch: Batch) -> Tensor:
+        """The labels."""
+        labels: Tensor = batch[1]
+        return labels
+
+    def recipe(self, source: Source) -> str | None:
+        """That of small images, where they are small."""
+        side = self.config.input_size or min(source.image_size)
+        return SMALL_RECIPE if side < SMALL_INPUT else None
+
+    def network_arguments(self, source: Source) -> dict[str, Any]:
+        """Classes, channels, total stride and regularisation."""
+        config = self.config
+        backbone = SPECS[config.model].backbone if config.model in SPECS else config.model
+        if backbone in DETECTORS:
+            remedy = "pass --task detect, or one of the others that `condconv models` lists"
+            raise argument_error("train", "model", config.model, "is a detector, and the task is to classify", remedy)
+        given = {
+            "output_stride": output_stride(config, source),
+            "drop_rate": config.dropout,
+            "drop_path_rate": config.drop_path,
+        }
+        arguments = {"num_classes": len(source.classes), "in_chans": source.channels}
+        return arguments | {name: value for name, value in given.items() if value}
+
+    def loss(self, output: Any, batch: Batch) -> Tensor:
+        """Cross-entropy with label smoothing; under Mixup the weighted mean of that with each of the two labels."""
+        _, labels, _, _, *mixed = batch
+        smoothing = self.config.label_smoothing
+        if not mixed:
+            return F.cross_entropy(output, labels, label_smoothing=smoothing)
+        partners, weights = mixed
+        first, second = (
+            F.cross_entropy(output, target, label_smoothing=smoothing, reduction="none")
+            for target in (labels, partners)
+        )
+        return (weights * first + (1 - weights) * second).mean()
+
+    def measured(self, output: Any, batch: Batch) -> Mapping[str, Tensor]:
+        """Which images are right."""
+        return {"train_accuracy": (output.argmax(dim=1) == batch[1]).float()}
+
+    def meter(self, source: Source) -> nn.Module:
+        """Loss without label smoothing, and accuracy."""
+        return ClassificationMeter()
+
+    def evaluator(self, source: Source, view: Samples) -> ClassificationEvaluator:
+        """See `ClassificationEvaluator`."""
+        assert isinstance(view, ImageView)
+        return ClassificationEvaluator(source, view)
+
+    def pictures(self, found: Mapping[str, Classified], source: Source) -> dict[str, bytes]:
+        """The confusion matrices."""
+        confusions = {network: each.confusion for network, each in found.items()}
+        return {"confusion_matrix.png": confusion_matrix(confusions, source.classes)}
+
+    def remarks(self, found: Mapping[str, Classified]) -> list[str]:
+        """The accuracy under each condition, where the images are under some."""
+        names = list(next(iter(found.values())).by_condition)
+        if not names:
+            return []
+        head = [" | ".join(["| condition", *found]) + " |", "|:---" + "|---:" * len(found) + "|"]
+        rows = []
+        for name in names:
+            shares = (f"{100 * each.by_condition[name]:.2f} %" for each in found.values())
+            rows.append(" | ".join([f"| {name}", *shares]) + " |")
+        return ["Accuracy by the condition that an image is under:", "\n".join([*head, *rows])]
+
+    def headline(self, found: Classified) -> str:
+        """See `evaluation_report.headline`."""
+        return headline(found)
+
+    def write_evaluation(self, out: str | Path, title: str, source: Source, found: Evaluation[Classified]) -> Path:
+        """See `evaluation_report.write_evaluation`."""
+        return write_evaluation(out, title, source, found)
+
+    def check_output(self, out: Path) -> None:
+        """See `prediction.check_format`."""
+        check_format(out)
+
+    def predict(self, request: Request) -> list[str]:
+        """See `prediction.predict`."""
+        return predict(self, request)
+
+
+class ClassificationMeter(nn.Module):
+    """Cross-entropy and accuracy; places labelled `IGNORED` don't count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # By default NaN would be left out of the means.
+        self.loss = MeanMetric(nan_strategy="disable")
+        self.accuracy = MeanMetric()
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self.loss.reset()
+        self.accuracy.reset()
+
+    def update(self, output: Tensor, batch: Batch) -> None:
+        """Add logits (B, classes)."""
+        labels = batch[1]
+        keep = labels != IGNORED
+        if not bool(keep.any()):
+            return
+        self.loss.update(F.cross_entropy(output[keep].float(), labels[keep]), int(keep.sum()))
+        self.accuracy.update((output.argmax(dim=1) == labels)[keep].float())
+
+    def compute(self) -> dict[str, float]:
+        """The validation columns."""
+        return {"val_loss": float(self.loss.compute()), "val_accuracy": float(self.accuracy.compute())}
+
+
+def output_stride(config: TrainConfig, source: Source) -> int | None:
+    """The asked-for total stride, else that of small inputs, else None: as published.
+
+    A layer with H x W output pixels pays about n / (H W) of its convolution for mixing, so below 64 pixels the network
+    downsamples by 4, or by less where the last map would be smaller than 7 x 7.
+    """
+    if config.output_stride is not None:
+        return config.output_stride
+    side = min(source.image_size)
+    if side >= SMALL_INPUT:
+        return None
+    return next((stride for stride in SMALL_INPUT_STRIDES if side // stride >= SMALLEST_MAP), 1)
+
+
+TASK = Classification
