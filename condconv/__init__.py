@@ -47,8 +47,12 @@ __version__ = "0.1.0"
 
 _LAZY = {
     name: "condconv.models"
-    for name in ("create_model", "from_pretrained", "list_models", "save_pretrained", "static_twin")
-} | {"optimize_for_inference": "condconv.inference", "export": "condconv.exporting"}
+    for name in ("create_model", "list_models", "save_pretrained", "static_twin")
+} | {
+    "export": "condconv.exporting",
+    "from_pretrained": "condconv.opening",
+    "optimize_for_inference": "condconv.inference",
+}
 
 __all__ = [
     "ArgumentError",

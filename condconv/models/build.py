@@ -50,18 +50,18 @@ _NOT_THE_NETWORK = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "de
 
 @dataclass(frozen=True)
 class Origin:
-    """How a network was made: the `create_model` call that makes it again."""
+    """How a network was made: the `create_model` call that makes it again; no name where it was made elsewhere."""
 
-    name: str
+    name: str | None
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 def origin_of(model: nn.Module) -> Origin | None:
-    """The `create_model` call that made ``model``, or None for a network from elsewhere."""
+    """The `create_model` call that made ``model``, or None for one from elsewhere that was never saved."""
     return getattr(model, _ORIGIN, None)
 
 
-def set_origin(model: nn.Module, name: str, arguments: Mapping[str, Any]) -> None:
+def set_origin(model: nn.Module, name: str | None, arguments: Mapping[str, Any]) -> None:
     """Remember the `create_model` call that makes ``model`` again."""
     kept = {key: value for key, value in not_default(arguments).items() if key not in _NOT_THE_NETWORK}
     # A plain attribute: it travels with deepcopy and pickle, and is no part of the state dict.

@@ -71,11 +71,6 @@ class NetworkBuilder:
         _scale(model, self.config)
         return model
 
-    def conditional_description(self) -> str:
-        """Variant and numbers of experts, in words."""
-        experts = sorted({layer.num_experts for _, layer in conditional_layers(self.conditional())})
-        return f"{self.variant}, {'/'.join(map(str, experts))} experts"
-
     def _conditional_arguments(self) -> dict[str, Any]:
         if self.spec is None:
             return self.arguments
