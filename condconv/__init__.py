@@ -6,6 +6,7 @@ Importing this package loads torch and nothing else; what needs timm is imported
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from condconv.conversion import collapse, convert, plan, revert
@@ -100,9 +101,17 @@ __all__ += list(_LAYERS)
 __all__.sort()
 
 
+_RENAMED = {"TemperatureSchedule": "RoutingSchedule"}
+"""Old public names, and their successors."""
+
+
 def __getattr__(name: str) -> Any:
     if name in _LAYERS:
         return _LAYERS[name]
+    if name in _RENAMED:
+        successor = _RENAMED[name]
+        warnings.warn(f"condconv.{name} is now condconv.{successor}", DeprecationWarning, stacklevel=2)
+        return globals()[successor]
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'condconv' has no attribute {name!r}")
