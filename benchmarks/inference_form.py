@@ -14,6 +14,7 @@ import platform
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,8 @@ TABLE = re.compile(r"(?<=<!-- table: inference_form -->\n).*?(?=<!-- end -->)", 
 
 TRAINED = ("condconv_mobilenetv1_025", "dynamic_mobilenetv2_035")
 LARGE = "condconv_efficientnet_b0_8e"
-FORMS = (("f32", "f32"), ("bf16", "f32"), ("int8", "f32"), ("bf16", "bf16"), ("int8", "bf16"))
+FORMS: tuple[tuple[Literal["f32", "bf16", "int8"], Literal["f32", "bf16"]], ...] = (
+    ("f32", "f32"), ("bf16", "f32"), ("int8", "f32"), ("bf16", "bf16"), ("int8", "bf16"))
 EPOCHS, BATCH_SIZE = 30, 64
 
 Line = dict[str, str]
@@ -53,7 +55,7 @@ def trained(name: str, images: Tensor, labels: Tensor) -> nn.Module:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-4)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS * steps)
     dynamic = any(isinstance(module, condconv.SoftmaxGate) for module in model.modules())
-    schedule = condconv.TemperatureSchedule(model, steps=10 * steps) if dynamic else None
+    schedule = condconv.RoutingSchedule(model, steps=10 * steps) if dynamic else None
     for _ in range(EPOCHS):
         for batch in torch.randperm(len(images)).split(BATCH_SIZE):
             optimizer.zero_grad()
@@ -78,8 +80,9 @@ def measured() -> Iterator[Line]:
         model = trained(name, train_images, train_labels)
         with torch.no_grad():
             expected = model(images)
-            for experts, rest in (("", ""), *FORMS):
-                made = condconv.optimize_for_inference(model, experts, rest) if experts else model
+            for form in (None, *FORMS):
+                experts, rest = form or ("", "")
+                made = model if form is None else condconv.optimize_for_inference(model, *form)
                 outputs = made(images)
                 yield {
                     "network": name,
@@ -94,8 +97,9 @@ def measured() -> Iterator[Line]:
                 }
     with torch.device("meta"):  # shapes are enough
         model = condconv.create_model(LARGE)
-    for experts, rest in (("", ""), *FORMS):
-        made = condconv.optimize_for_inference(model, experts, rest) if experts else model
+    for form in (None, *FORMS):
+        experts, rest = form or ("", "")
+        made = model if form is None else condconv.optimize_for_inference(model, *form)
         empty = dict.fromkeys(("images", "correct", "same_answer", "output_error"), "")
         yield {"network": LARGE, "experts": experts, "rest": rest, "bytes": str(state_bytes(made)), **empty, **about}
 

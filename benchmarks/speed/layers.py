@@ -13,6 +13,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from timm.layers import CondConv2d as TimmCondConv2d
@@ -30,6 +31,7 @@ COLUMNS = (
     "cell", "group", "kernel_size", "in_channels", "out_channels", "size", "batch", "groups", "experts", "active",
     "contender", "storage", "asked", "strategy", *TIMING, *LIMITS, *MACHINE,
 )  # fmt: skip
+STORAGES: tuple[Literal["f32", "bf16", "int8"], ...] = ("f32", "bf16", "int8")
 STORAGE_BYTES = {"f32": 4, "bf16": 2, "int8": 1}
 
 
@@ -136,7 +138,7 @@ class Ours:
 def ours(cell: Cell, x: Tensor, coefficients: Tensor) -> Iterator[Ours]:
     """The inference form in each storage; every strategy for f32 in the cells that have a target."""
     model = Given(cell).eval()
-    for storage in STORAGE_BYTES:
+    for storage in STORAGES:
         optimized = condconv.optimize_for_inference(model, experts=storage)
         for asked in [AUTO, *STRATEGIES] if storage == "f32" and cell.group in ("dense", "depthwise") else [AUTO]:
 

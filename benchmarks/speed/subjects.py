@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Literal
 
 import timm
 import torch
@@ -24,8 +25,8 @@ class Subject:
     """One network in one form; for ours and the static twin the inference form has batch norm folded."""
 
     kind: str
-    experts: str = "f32"
-    rest: str = "f32"
+    experts: Literal["f32", "bf16", "int8"] = "f32"
+    rest: Literal["f32", "bf16"] = "f32"
 
     @property
     def name(self) -> str:

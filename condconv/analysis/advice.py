@@ -70,7 +70,7 @@ def _anneal(analysis: Analysis) -> Iterator[Advice]:
             "anneal the temperature",
             ", ".join(hot),
             "These softmax gates were left above temperature 1, so that all kernels weigh almost the same. Train with "
-            "condconv.TemperatureSchedule, which goes from 30 to 1 over the first ten epochs.",
+            "condconv.RoutingSchedule, which goes from 30 to 1 over the first ten epochs.",
             f"softmax temperature above {ANNEALED_TEMPERATURE:g}",
             f"temperature {min(hot.values()):g} … {max(hot.values()):g}",
         )

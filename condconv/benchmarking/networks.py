@@ -60,7 +60,7 @@ class TimmLayer(nn.Module):
         self.scope, self.router, self.path = layer.scope, layer.router, layer.path
         same = ("in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups", "num_experts")
         arguments: dict[str, Any] = {name: getattr(layer, name) for name in same}
-        arguments |= {"padding": layer.geometry.padding, "bias": layer.bias is not None}
+        arguments |= {"padding": layer.geometry.padding, "bias": layer.site.bias}
         self.convolution = TimmCondConv2d(**arguments)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import timm
@@ -115,6 +116,7 @@ def convert_row(
         targets=f"^(?:{spec.pattern})$",
         num_experts=spec.num_experts if num_experts is None else num_experts,
         init=init,
+        **spec.options,
         **limit,
     )
 
@@ -129,15 +131,13 @@ def initialise_experts(model: nn.Module) -> None:
     """
     resnet = hasattr(model, "fc")
     for _, layer in conditional_layers(model):
-        weight, bias = layer.weight, layer.bias
-        if weight.dim() > 3:  # (n, O, I/g, *k)
-            fan_out = math.prod(weight.shape[3:]) * layer.out_channels // layer.geometry.groups
-            weight.normal_(0.0, math.sqrt(2.0 / fan_out))
+        site = layer.site
+        if site.kernel_size:
+            std = math.sqrt(2.0 / (site.taps * site.out_channels // site.groups))
+            layer.bank.draw(partial(nn.init.normal_, std=std), nn.init.zeros_)
         elif not resnet:
-            bound = 1.0 / math.sqrt(layer.out_channels)
-            weight.uniform_(-bound, bound)
-        if bias is not None and not (resnet and weight.dim() == 3):
-            bias.zero_()
+            bound = 1.0 / math.sqrt(site.out_channels)
+            layer.bank.draw(partial(nn.init.uniform_, a=-bound, b=bound), nn.init.zeros_)
 
 
 def build_static(name: str, given: Mapping[str, Any], pretrained: bool) -> nn.Module:

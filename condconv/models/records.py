@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from condconv.coefficients import Slices
 from condconv.conversion import convert, forget_originals
 from condconv.conversion.apply import conditional_layers
 from condconv.errors import CheckpointError
 from condconv.layers import ConditionalLayer
 from condconv.models.loading import routers_of
-from condconv.routers import PooledLinear, Router, RoutingScope, SigmoidGate, SoftmaxGate, SqueezeExcite, TopKGate
+from condconv.routers import (
+    HiddenBatchNorm,
+    HiddenLayerNorm,
+    PooledLinear,
+    Router,
+    RoutingScope,
+    SigmoidGate,
+    SoftmaxGate,
+    SqueezeExcite,
+    TopKGate,
+)
+from condconv.site import ConvSite
 from condconv.variants import Variant, variants
 
 Record = dict[str, Any]
@@ -27,7 +40,7 @@ INSTEAD = (
 
 
 def conversion_records(model: nn.Module) -> list[Record]:
-    """Which layers of ``model`` are conditional: a record for each variant and number of experts.
+    """Which layers of ``model`` are conditional: a record for each variant, its number of experts and its options.
 
     A record has the layers' names, which of them share a router, and, where they are not the variant's default ones,
     the routers, by the channels that they see.
@@ -41,20 +54,21 @@ def conversion_records(model: nn.Module) -> list[Record]:
         if isinstance(getattr(module, "routed_scope", None), RoutingScope)
     }
     routers = routers_of(model)
-    records: dict[tuple[str, int], Record] = {}
+    records: dict[tuple[Any, ...], Record] = {}
+    layers: dict[tuple[Any, ...], dict[str, ConditionalLayer]] = {}
     for name, layer in conditional_layers(model):
-        variant = _variant_of(name, layer)
-        empty: Record = {
-            "variant": variant.name, "num_experts": layer.num_experts, "layers": [], "shared": {}, "routers": {},
-        }  # fmt: skip
-        record = records.setdefault((variant.name, layer.num_experts), empty)
+        variant, experts = _variant_of(name, layer).name, layer.num_experts
+        key = (variant, experts, *sorted(layer.options.items()))
+        empty: Record = {"variant": variant, "num_experts": experts, "layers": [], "shared": {}}
+        record = records.setdefault(key, {**empty, "options": dict(layer.options)} if layer.options else empty)
         record["layers"].append(name)
+        layers.setdefault(key, {})[name] = layer
         if layer.scope is not None:
             record["shared"].setdefault(sources[layer.scope], []).append(name)
-        if name in routers:
-            _note_router(record["routers"], name, routers[name])
-    for record in records.values():
-        _leave_out_defaults(record)
+    for key, record in records.items():
+        mine = {name: (layer, routers[name]) for name, layer in layers[key].items() if name in routers}
+        if not all(_is_default(router, layer) for layer, router in mine.values()):
+            record["routers"] = _by_channels({name: router for name, (_, router) in mine.items()})
     return list(records.values())
 
 
@@ -72,6 +86,7 @@ def convert_again(model: nn.Module, records: Sequence[Mapping[str, Any]]) -> nn.
             share=share or None,
             init="fresh",
             router=None if routers is None else _Routers(routers),
+            **record.get("options", {}),
         )
     return forget_originals(model)
 
@@ -82,10 +97,13 @@ class _Routers:
     def __init__(self, by_channels: Mapping[str, Mapping[str, Any]]) -> None:
         self.by_channels = by_channels
 
-    def __call__(self, in_channels: int, num_experts: int) -> Router:
-        # A plan tries a factory with channels of its own first.
-        about = dict(self.by_channels.get(str(in_channels)) or next(iter(self.by_channels.values())))
-        return Router(in_channels, num_experts, **about | {"gate": _gate(about["gate"])})
+    def __call__(self, site: ConvSite, slices: Slices) -> Router:
+        if str(site.in_channels) not in self.by_channels:
+            raise CheckpointError(
+                f"no router for {site.in_channels} channels was saved; pass the network as it was before its conversion"
+            )
+        about = dict(self.by_channels[str(site.in_channels)])
+        return Router(site.in_channels, slices, **about | {"gate": _gate(about["gate"])})
 
 
 def _variant_of(name: str, layer: ConditionalLayer) -> Variant:
@@ -98,24 +116,31 @@ def _variant_of(name: str, layer: ConditionalLayer) -> Variant:
     )
 
 
-def _note_router(found: dict[str, Record], name: str, router: Router) -> None:
-    about = _described(name, router)
-    if found.setdefault(str(router.in_channels), about) != about:
-        raise CheckpointError(
-            f"save_pretrained: the router of {name} differs from another one for {router.in_channels} channels, and a "
-            f"configuration describes one router for each number of channels; {INSTEAD}"
-        )
+def _is_default(router: Router, layer: ConditionalLayer) -> bool:
+    with torch.random.fork_rng(devices=[]):
+        default = layer.default_router(replace(layer.site, in_channels=router.in_channels), layer.slices)
+    return (
+        type(router) is type(default)
+        and type(router.gate) is type(default.gate)
+        and _shapes(router) == _shapes(default)
+        and (router.dropout, router.expert_dropout) == (default.dropout, default.expert_dropout)
+    )
 
 
-def _leave_out_defaults(record: Record) -> None:
-    """Say nothing of routers if all of them are the variant's default ones."""
-    make, experts = variants[record["variant"]].router, record["num_experts"]
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        default = {
-            channels: _described("the default", make(int(channels), experts)) for channels in record["routers"]
-        }
-    if record["routers"] == default:
-        del record["routers"]
+def _shapes(router: Router) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in router.state_dict().items()}
+
+
+def _by_channels(routers: Mapping[str, Router]) -> dict[str, Record]:
+    found: dict[str, Record] = {}
+    for name, router in routers.items():
+        about = _described(name, router)
+        if found.setdefault(str(router.in_channels), about) != about:
+            raise CheckpointError(
+                f"save_pretrained: the router of {name} differs from another one for {router.in_channels} channels, "
+                f"and a configuration describes one router for each number of channels; {INSTEAD}"
+            )
+    return found
 
 
 def _described(name: str, router: Router) -> Record:
@@ -132,6 +157,7 @@ def _described(name: str, router: Router) -> Record:
         "dropout": router.dropout,
         "expert_dropout": router.expert_dropout,
         "normalise": router.norm is not None,
+        "norm": next((kind for kind, norm in _NORMS.items() if any(isinstance(m, norm) for m in router.body)), None),
     }
 
 
@@ -154,6 +180,7 @@ def _gate(about: Any) -> SigmoidGate | SoftmaxGate | TopKGate:
     return TopKGate(_gate(about["of"]), about["k"], about["noise_std"])
 
 
+_NORMS = {"batch": HiddenBatchNorm, "layer": HiddenLayerNorm}
 _GATES: dict[str, type[SigmoidGate] | type[SoftmaxGate]] = {"sigmoid": SigmoidGate, "softmax": SoftmaxGate}
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import nn
 
+from condconv.coefficients import Slices
 from condconv.conversion import convert
 from condconv.conversion.apply import conditional_layers
 from condconv.data import Source
@@ -20,6 +21,7 @@ from condconv.models.specs import SPECS
 from condconv.routers import PooledNorm, Router, SigmoidGate, SoftmaxGate
 from condconv.runs.config import TrainConfig
 from condconv.runs.folder import RunFolder
+from condconv.site import ConvSite
 from condconv.tasks.base import Task
 from condconv.variants import Share, variants
 
@@ -89,17 +91,17 @@ class NetworkBuilder:
             return int(share)
         return "block" if share == "block" else "network" if share == "network" else None
 
-    def _router(self) -> RouterFactory:
-        make, gate, norm = variants[self.variant].router, self.config.gate, self.config.router_norm
+    def _router(self) -> RouterFactory | None:
+        design, gate, norm = variants[self.variant].design, self.config.gate, self.config.router_norm
         if gate is None and not norm:
-            return make
+            return None
 
-        def changed(in_channels: int, num_experts: int) -> Router:
-            router = make(in_channels, num_experts)
+        def changed(site: ConvSite, slices: Slices) -> Router:
+            router = design.make_router(site, slices, {})
             if gate is not None:
                 router.gate = _GATES[gate]()
             if norm:
-                router.norm = PooledNorm(in_channels)
+                router.norm = PooledNorm(site.in_channels)
             return router
 
         return changed
@@ -133,6 +135,6 @@ def _scale(model: nn.Module, config: TrainConfig) -> None:
     for module in model.modules():
         if isinstance(module, Router):
             module.expert_dropout = config.expert_dropout
-            cast(Tensor, module.body[-1].weight).mul_(config.router_init_scale)
+            module.multiply(config.router_init_scale)
     for _, layer in conditional_layers(model):
-        layer.weight.mul_(config.expert_init_scale)
+        layer.bank.multiply(config.expert_init_scale)

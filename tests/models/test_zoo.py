@@ -26,6 +26,9 @@ ISSUE_NAMES = {
     *(f"dynamic_mobilenetv2_{w}" for w in ("035", "050", "075", "100")),
     *("dynamic_mobilenetv3_small", "dynamic_mobilenetv3_large"),
     *("dynamic_resnet10", "dynamic_resnet18", "dynamic_resnet50"),
+    *(f"odconv_{name}" for name in ("resnet18", "resnet50", "mobilenetv2_050", "mobilenetv2_075", "mobilenetv2_100")),
+    *(f"dcd_{name}" for name in ("resnet18", "resnet50")),
+    *(f"dcd_mobilenetv2_{w}" for w in ("035", "050", "075", "100")),
 }
 
 
@@ -35,7 +38,8 @@ def conditional(model: nn.Module) -> dict[str, ConditionalLayer]:
 
 def test_names() -> None:
     assert set(SPECS) == ISSUE_NAMES
-    assert set(list_models("condconv*") + list_models("dynamic*")) == ISSUE_NAMES
+    patterns = ("condconv*", "dynamic*", "odconv*", "dcd*")
+    assert {name for pattern in patterns for name in list_models(pattern)} == ISSUE_NAMES
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -47,9 +51,9 @@ def test_every_row_builds_and_converts_what_it_says(name: str) -> None:
     assert {layer.num_experts for layer in layers.values()} == {spec.num_experts}
     assert not any(".se." in layer or "conv_stem" in layer or layer == "conv1" for layer in layers)
     own = {layer for layer in layers if layers[layer].scope is None}
-    if spec.variant == "dynamic_convolution":
+    if spec.variant != "condconv":
         assert own == set(layers)
-        assert not {"classifier", "fc"} & set(layers)
+        assert {"classifier", "fc"} & set(layers) == {"classifier", "fc"} & set(spec.single)
     else:
         assert own == {part for part in ("conv_head", "classifier", "fc") if part in spec.single}
 
@@ -155,7 +159,7 @@ def test_static_twin_is_the_same_network_without_experts(name: str) -> None:
 
 
 def test_timm_makes_them_too() -> None:
-    assert set(timm.list_models("condconv_*") + timm.list_models("dynamic_*")) >= ISSUE_NAMES
+    assert set(timm.list_models()) >= ISSUE_NAMES
     model = timm.create_model("condconv_mobilenetv1_025", num_classes=10, in_chans=1, num_experts=2)
     assert {layer.num_experts for layer in conditional(model).values()} == {2}
     assert model(torch.randn(1, 1, 64, 64)).shape == (1, 10)

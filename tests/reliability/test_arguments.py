@@ -69,7 +69,7 @@ CALLS: list[tuple[str, Callable[..., Any], dict[str, Any]]] = [
     ("SqueezeExcite", condconv.SqueezeExcite, {"in_channels": 4, "num_experts": 3}),
     ("SoftmaxGate", condconv.SoftmaxGate, {}),
     ("TopKGate", condconv.TopKGate, {"gate": condconv.SigmoidGate(), "k": 1}),
-    ("TemperatureSchedule", _with_network(condconv.TemperatureSchedule), {"steps": 10}),
+    ("RoutingSchedule", _with_network(condconv.RoutingSchedule), {"steps": 10}),
     ("record_routing", _with_network(_context(condconv.record_routing)), {}),
     ("override_routing", _with_network(_context(condconv.override_routing)), {"how": "mean"}),
     ("detect_nonfinite", _with_network(_context(condconv.detect_nonfinite)), {}),
