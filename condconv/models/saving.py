@@ -77,7 +77,8 @@ def save_pretrained(
     config = _config(model, origin_of(model) or _elsewhere(model))
     _check_rebuilds(config, model)
     folder = arguments.path("save_pretrained", "folder", folder)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    # Copies: safetensors refuses tensors that share memory, as those of tied layers do.
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     files = {
         WEIGHTS: save(state, metadata={"format": "pt"}),
         CARD: model_card(model, config, input_size, metrics or {}, data, license).encode(),
@@ -158,7 +159,8 @@ def _config(model: nn.Module, origin: Origin) -> dict[str, Any]:
             "the network with plain numbers and texts"
         ) from error
     records = [] if origin.name in SPECS else conversion_records(model)
-    simple = origin.name is not None and len(records) <= 1 and not any("routers" in record for record in records)
+    special = any({"routers", "options"} & record.keys() for record in records)
+    simple = origin.name is not None and len(records) <= 1 and not special
     return {
         "format": "condconv",
         "format_version": 1 if simple else FORMAT_VERSION,
