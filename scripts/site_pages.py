@@ -1,6 +1,6 @@
 """What the site has beside docs/: the API reference, the project's own pages, and the files that pages link to.
 
-A hook of mkdocs (mkdocs.yml names it). A page of the reference lists a package's `__all__`, so that it is complete.
+A hook of mkdocs (mkdocs.yml names it). A page of the reference lists a package's public names, so that it is complete.
 """
 
 from __future__ import annotations
@@ -27,20 +27,22 @@ LINK = re.compile(r"\]\(([^)#:\s]+)")
 
 
 def public_packages() -> dict[str, list[str]]:
-    """Package → its `__all__`, the root first; read, not imported."""
-    found = {}
-    for path in [ROOT / "condconv" / "__init__.py", *sorted((ROOT / "condconv").glob("*/__init__.py"))]:
+    """Package → its public names, the root first: those of the stub, then of each `__all__`; read, not imported."""
+    stub = ast.parse((ROOT / "condconv" / "__init__.pyi").read_text(encoding="utf-8"))
+    imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+    found = {"condconv": [alias.name for node in imports for alias in node.names]}
+    for path in sorted((ROOT / "condconv").glob("*/__init__.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
-                found[".".join(path.parent.relative_to(ROOT).parts)] = list(ast.literal_eval(node.value))
+                found[f"condconv.{path.parent.name}"] = ast.literal_eval(node.value)
     return found
 
 
 def reference_page(package: str, names: list[str]) -> str:
     """Return the package's page: its own docstring, then a section for each public name."""
     options = "{show_root_heading: false, show_root_toc_entry: false, members: false}"
-    sections = [f"# {package}", f"::: {package}\n    options: {options}", *(f"::: {package}.{name}" for name in names)]
-    return "\n\n".join(sections) + "\n"
+    head = [f"# {package}", f"::: {package}\n    options: {options}"]
+    return "\n\n".join([*head, *(f"::: {package}.{name}" for name in sorted(names))]) + "\n"
 
 
 def place(page: str, target: str) -> str | None:
