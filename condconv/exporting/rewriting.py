@@ -39,6 +39,11 @@ def plain_form(model: nn.Module) -> nn.Module:
                 f"export: {name or 'the model'} has no router, and an exported network takes its image alone; build "
                 "the layer with a router"
             )
+        if not isinstance(layer.bank, PackedBank):
+            raise ConversionError(
+                f"export: {name or 'the model'} is a {type(layer).__name__}, and only mixtures of whole kernels are "
+                "written; export the network that condconv.collapse makes of it"
+            )
         made = replace_layer(made, layer, PlainLayer(layer))
     for module in list(made.modules()):
         if isinstance(module, Router):
@@ -99,9 +104,10 @@ class PlainLayer(nn.Module):
         self.router = layer.router
         self.convolution = Convolution(layer)
         self.kernel_shape = bank.kernel_shape
-        self.register_buffer("experts", bank.weight.flatten(1))  # n |W|
-        self.register_buffer("expert_bias", bank.bias)  # n O
-        self.register_buffer("shift", bank.shift)  # O
+        experts, expert_bias, shift = bank.unpacked()
+        self.register_buffer("experts", experts.flatten(1))  # n |W|
+        self.register_buffer("expert_bias", expert_bias)  # n O
+        self.register_buffer("shift", shift)  # O
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import nn
 
+from condconv.coefficients import Slices
 from condconv.conversion import convert
 from condconv.conversion.apply import conditional_layers
 from condconv.data import Source
@@ -17,15 +18,16 @@ from condconv.errors import ArgumentError, argument_error
 from condconv.layers import RouterFactory
 from condconv.models import create_model, initialise_experts, load_weights, static_twin
 from condconv.models.specs import SPECS
-from condconv.routers import PooledNorm, Router, SigmoidGate, SoftmaxGate
+from condconv.routers import Router, SigmoidGate, SoftmaxGate
 from condconv.runs.config import TrainConfig
 from condconv.runs.folder import RunFolder
+from condconv.site import ConvSite
 from condconv.tasks.base import Task
 from condconv.variants import Share, variants
 
 CONDITIONAL, STATIC, WIDENED = "conditional", "static", "widened"
 _GATES = {"sigmoid": SigmoidGate, "softmax": SoftmaxGate}
-_OF_A_CONVERSION = ("targets", "share", "gate", "router_norm")
+_OF_A_CONVERSION = ("targets", "share", "gate")
 
 
 class NetworkBuilder:
@@ -69,11 +71,6 @@ class NetworkBuilder:
         _scale(model, self.config)
         return model
 
-    def conditional_description(self) -> str:
-        """Variant and numbers of experts, in words."""
-        experts = sorted({layer.num_experts for _, layer in conditional_layers(self.conditional())})
-        return f"{self.variant}, {'/'.join(map(str, experts))} experts"
-
     def _conditional_arguments(self) -> dict[str, Any]:
         if self.spec is None:
             return self.arguments
@@ -94,20 +91,17 @@ class NetworkBuilder:
             return int(share)
         return "block" if share == "block" else "network" if share == "network" else None
 
-    def _router(self) -> RouterFactory:
-        make, gate, norm = variants[self.variant].router, self.config.gate, self.config.router_norm
-        if gate is None and not norm:
-            return make
+    def _router(self) -> RouterFactory | None:
+        design, gate = variants[self.variant].design, self.config.gate
+        if gate is None:
+            return None
 
-        def changed(in_channels: int, num_experts: int) -> Router:
-            router = make(in_channels, num_experts)
-            if gate is not None:
-                router.gate = _GATES[gate]()
-            if norm:
-                router.norm = PooledNorm(in_channels)
+        def with_gate(site: ConvSite, slices: Slices) -> Router:
+            router = design.make_router(site, slices, {})
+            router.gate = _GATES[gate]()
             return router
 
-        return changed
+        return with_gate
 
     def _static_weights(self) -> Path:
         """The file of --upcycle-from, which must be of the same classes."""
@@ -126,7 +120,7 @@ class NetworkBuilder:
 
 def _refuse_conversion(config: TrainConfig) -> None:
     for name in _OF_A_CONVERSION:
-        if getattr(config, name) not in (None, False):
+        if getattr(config, name) is not None:
             rule = f"is for conversions, and {config.model} is a row of the zoo, which says it itself"
             remedy = f"leave it out, or convert --model {SPECS[config.model].backbone}"
             raise argument_error("train", name, getattr(config, name), rule, remedy)
@@ -138,6 +132,6 @@ def _scale(model: nn.Module, config: TrainConfig) -> None:
     for module in model.modules():
         if isinstance(module, Router):
             module.expert_dropout = config.expert_dropout
-            cast(Tensor, module.body[-1].weight).mul_(config.router_init_scale)
+            module.multiply(config.router_init_scale)
     for _, layer in conditional_layers(model):
-        layer.weight.mul_(config.expert_init_scale)
+        layer.bank.multiply(config.expert_init_scale)

@@ -123,6 +123,11 @@ class RunFolder:
         write_text(self.path / name, buffer.getvalue())
 
 
+def is_run(path: str | Path) -> bool:
+    """Whether it is a folder of `condconv train`."""
+    return RunFolder(Path(path).expanduser()).config.is_file()
+
+
 def find_run(run: str, out: str) -> Path:
     """The folder `--resume RUN` means: a path, a name inside `out`, or, where RUN is empty, the newest unfinished run.
 
