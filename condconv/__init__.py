@@ -41,6 +41,7 @@ from condconv.tuning import tune
 from condconv.variants import variants
 
 if TYPE_CHECKING:  # what is imported when it is first used, for type checkers, editors and the API reference
+    from condconv.exporting import export
     from condconv.inference import optimize_for_inference
     from condconv.models import create_model, from_pretrained, list_models, save_pretrained, static_twin
 
