@@ -104,8 +104,9 @@ def test_every_layer(cls: Any, tmp_path: Path) -> None:
         {"padding": "same", "groups": 8},
         {"padding": 1, "padding_mode": "reflect"},
         {"stride": 2, "same": True},
-        {"router": lambda c, n: condconv.PooledLinear(c, n, gate=condconv.TopKGate(condconv.SigmoidGate(), 2))},
-        {"router": lambda c, n: condconv.PooledLinear(c, n, normalise=True)},
+        {"router": lambda site, slices: condconv.PooledLinear(
+            site.in_channels, slices.size, gate=condconv.TopKGate(condconv.SigmoidGate(), 2))},
+        {"router": lambda site, slices: condconv.PooledLinear(site.in_channels, slices.size, normalise=True)},
     ],
     ids=["geometry", "depthwise", "reflect", "SAME", "top-k", "normalised"],
 )  # fmt: skip

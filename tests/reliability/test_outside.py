@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from condconv import from_pretrained
 from condconv.cli.main import main
 from condconv.data import open_source
 from condconv.data.decoding import decode_image
@@ -19,7 +20,7 @@ from condconv.data.idx import read_idx
 from condconv.data.inputs import open_inputs
 from condconv.errors import ArgumentError, CheckpointError, DataError
 from condconv.limits import LIMITS, limit
-from condconv.models import create_model, from_pretrained, save_pretrained
+from condconv.models import create_model, save_pretrained
 from condconv.reading import parse_yaml, read_file
 from condconv.tables import cells, visible
 from tests.data.writers import jpeg, shard_samples, write_folder_set, write_idx_set, write_tar
