@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from condconv.devices import DEVICES
 from condconv.errors import argument_error
@@ -185,3 +186,11 @@ def _check_share(share: str | None) -> None:
         return
     remedy = "pass none, block, network or a number of blocks"
     raise argument_error("train", "share", share, "is no way to share routers", remedy)
+
+
+def without_retired(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out settings of earlier versions, which say nothing where they are off."""
+    return {name: value for name, value in settings.items() if name not in _RETIRED or value}
+
+
+_RETIRED = ("router_norm",)

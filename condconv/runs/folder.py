@@ -14,12 +14,10 @@ import yaml
 from condconv.errors import ArgumentError, CheckpointError
 from condconv.files import Lock, flush_folder, is_temporary, remove_temporaries, temporary_folder, write_text
 from condconv.reading import parse_yaml, read_text
-from condconv.runs.config import TrainConfig
+from condconv.runs.config import TrainConfig, without_retired
 from condconv.runs.metrics import EpochRow
 
 LOCK = ".lock"
-RETIRED = ("router_norm",)
-"""Settings of earlier versions, which say nothing where they are off."""
 
 
 class RunFolder:
@@ -112,8 +110,7 @@ class RunFolder:
     def read_config(self) -> TrainConfig:
         """The settings the run was started with. `CheckpointError` where they cannot be read."""
         try:
-            settings = parse_yaml(read_text(self.config))
-            return TrainConfig(**{name: value for name, value in settings.items() if name not in RETIRED or value})
+            return TrainConfig(**without_retired(parse_yaml(read_text(self.config))))
         except (OSError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{self.config}: not the settings of a run of this version ({error})") from error
 
