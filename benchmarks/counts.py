@@ -18,7 +18,7 @@ import torch
 from condconv.conversion import convert
 from condconv.counting import count
 from condconv.models import create_model, static_twin
-from condconv.models.specs import SPECS
+from condconv.models.specs import SPECS, Spec
 
 HERE = Path(__file__).resolve().parent
 PUBLISHED = HERE / "published.csv"
@@ -53,6 +53,16 @@ counted.
 """
 
 
+ODCONV = """
+The published parameters are met to the printed digit. By which convention the multiply-adds were counted is not known;
+here they are the convolution, pooling and linear layers of the router, a multiplication for each element of the maps
+whose channels are scaled, |W| for the factors of the taps, and mixing n·|W|.
+"""
+
+DCD = """
+Multiply-adds of the low-rank term are those of the cheaper of its two executions, on maps or on kernels, in each layer.
+"""
+
 SMALL_IMAGES = """
 ## Networks for small images
 
@@ -72,13 +82,13 @@ def read(path: Path) -> list[Line]:
 
 def counted(published: Line) -> Line:
     """Build one network and its static twin and count them."""
-    name = published["name"]
+    name, _, experts = published["name"].partition(":")
     size = tuple(int(part) for part in published["input"].split("x"))
     with torch.device("meta"):  # shapes are enough
-        networks = static_twin(name), create_model(name)
+        networks = static_twin(name), create_model(name, num_experts=int(experts) if experts else None)
     static, conditional = (count(network, size) for network in networks)
     return {
-        "name": name,
+        "name": published["name"],
         "input": published["input"],
         "static_macs": str(static.macs),
         "static_params": str(static.params),
@@ -112,18 +122,24 @@ def _small_row(line: Mapping[str, str]) -> str:
 def page(published: Iterable[Line], counts: Iterable[Line]) -> str:
     """The documentation page."""
     by_name = {line["name"]: line for line in counts}
-    sections: dict[str, list[str]] = {"condconv": [], "dynamic_convolution": []}
+    sections: dict[str, list[str]] = {}
     for line in published:
-        sections[SPECS[line["name"]].variant].append(_row(line, by_name[line["name"]]))
+        sections.setdefault(_spec(line).variant, []).append(_row(line, by_name[line["name"]]))
     head = (
         "| network | input | static: published | counted | error | conditional: published | counted | error "
         "| parameters: published | counted | error | conditional layers | remark |\n|---" + "|---" * 12 + "|"
     )
     return "\n".join(
         [INTRODUCTION, "## CondConv", "", head, *sections["condconv"], "", "## Dynamic Convolution", DYNAMIC, head]
-        + [*sections["dynamic_convolution"], SMALL_IMAGES]
+        + [*sections["dynamic_convolution"], "", "## ODConv", ODCONV, head, *sections["odconv"]]
+        + ["", "## DCD", DCD, head, *sections["dcd"], SMALL_IMAGES]
         + [*(_small_row(line) for name, line in by_name.items() if "/" in name), ""]
     )
+
+
+def _spec(line: Mapping[str, str]) -> Spec:
+    """The zoo's row behind a line, whose name may go on with ":" and a number of experts."""
+    return SPECS[line["name"].partition(":")[0]]
 
 
 def error_percent(published: str, own_count: str) -> float | None:
@@ -132,11 +148,12 @@ def error_percent(published: str, own_count: str) -> float | None:
 
 
 def _row(published: Line, line: Mapping[str, str]) -> str:
-    cells = [f"`{line['name']}`", line["input"].replace("x", "×")]
+    name, _, experts = line["name"].partition(":")
+    cells = [f"`{name}`" + (f", {experts} kernels" if experts else ""), line["input"].replace("x", "×")]
     for key, own in COMPARED:
         error = error_percent(published[key], line[own])
         cells += [published[key] or "–", f"{int(line[own]) / 1e6:.2f}", "–" if error is None else f"{error:+.2f} %"]
-    cells += [SPECS[line["name"]].placement, published["remark"]]
+    cells += [_spec(line).placement, published["remark"]]
     return "| " + " | ".join(cells) + " |"
 
 

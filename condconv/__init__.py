@@ -6,7 +6,8 @@ Importing this package loads torch and nothing else; what needs timm is imported
 from __future__ import annotations
 
 import importlib
-from typing import Any
+import warnings
+from typing import TYPE_CHECKING, Any
 
 from condconv.conversion import collapse, convert, plan, revert
 from condconv.counting import count
@@ -20,6 +21,7 @@ from condconv.errors import (
     NonFiniteError,
     RoutingError,
     ShapeError,
+    SiteError,
     StrategyError,
     UnknownNameError,
 )
@@ -28,60 +30,49 @@ from condconv.layers import last_strategy
 from condconv.reuse import reuse_kernels
 from condconv.routers import (
     PooledLinear,
+    RoutingSchedule,
     SigmoidGate,
     SoftmaxGate,
     SqueezeExcite,
-    TemperatureSchedule,
     TopKGate,
 )
 from condconv.routing_hooks import detect_nonfinite, override_routing, record_routing
 from condconv.tuning import tune
-from condconv.variants import (
-    CondConv1d,
-    CondConv2d,
-    CondConv3d,
-    CondConvTranspose2d,
-    CondLinear,
-    DynamicConv1d,
-    DynamicConv2d,
-    DynamicConv3d,
-    DynamicConvTranspose2d,
-    DynamicLinear,
-)
+from condconv.variants import variants
+
+if TYPE_CHECKING:  # what is imported when it is first used, for type checkers, editors and the API reference
+    from condconv.exporting import export
+    from condconv.inference import optimize_for_inference
+    from condconv.models import create_model, from_pretrained, list_models, save_pretrained, static_twin
 
 __version__ = "0.1.0"
 
 _LAZY = {
     name: "condconv.models"
-    for name in ("create_model", "from_pretrained", "list_models", "save_pretrained", "static_twin")
-} | {"optimize_for_inference": "condconv.inference", "export": "condconv.exporting"}
+    for name in ("create_model", "list_models", "save_pretrained", "static_twin")
+} | {
+    "export": "condconv.exporting",
+    "from_pretrained": "condconv.opening",
+    "optimize_for_inference": "condconv.inference",
+}
 
 __all__ = [
     "ArgumentError",
     "BusyError",
     "CheckpointError",
-    "CondConv1d",
-    "CondConv2d",
-    "CondConv3d",
     "CondConvError",
-    "CondConvTranspose2d",
-    "CondLinear",
     "ConversionError",
     "DataError",
-    "DynamicConv1d",
-    "DynamicConv2d",
-    "DynamicConv3d",
-    "DynamicConvTranspose2d",
-    "DynamicLinear",
     "NonFiniteError",
     "PooledLinear",
     "RoutingError",
+    "RoutingSchedule",
     "ShapeError",
+    "SiteError",
     "SigmoidGate",
     "SoftmaxGate",
     "SqueezeExcite",
     "StrategyError",
-    "TemperatureSchedule",
     "TopKGate",
     "UnknownNameError",
     "collapse",
@@ -105,8 +96,23 @@ __all__ = [
     "use_strategy",
 ]
 
+_LAYERS = {layer.__name__: layer for variant in variants for layer in variants[variant].layers}
+"""The layers of all variants are public names; type checkers read them in `__init__.pyi`."""
+__all__ += list(_LAYERS)
+__all__.sort()
+
+
+_RENAMED = {"TemperatureSchedule": "RoutingSchedule"}
+"""Old public names, and their successors."""
+
 
 def __getattr__(name: str) -> Any:
+    if name in _LAYERS:
+        return _LAYERS[name]
+    if name in _RENAMED:
+        successor = _RENAMED[name]
+        warnings.warn(f"condconv.{name} is now condconv.{successor}", DeprecationWarning, stacklevel=2)
+        return globals()[successor]
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'condconv' has no attribute {name!r}")

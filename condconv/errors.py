@@ -15,6 +15,10 @@ class ArgumentError(CondConvError, ValueError):
     """An argument has a value that its rule does not allow."""
 
 
+class SiteError(ArgumentError):
+    """A variant has no form for such a layer; a conversion skips it, for this reason."""
+
+
 class UnknownNameError(ArgumentError):
     """A name is not in its registry; the message lists the closest ones."""
 

@@ -1,15 +1,19 @@
 """The seam between banks and execution strategies: what a convolution with per-example kernels is made of.
 
-A bank lowers its parameters to one of three forms, and a strategy needs to know nothing else:
+A bank lowers its parameters to one of these forms, and a strategy needs to know nothing else:
 
 * `Mixture`: n experts and each example's mixing weights, not yet mixed: W(x) = Σᵢ αᵢ(x) Wᵢ;
 * `Packed`: the same with experts as an inference form stores them (`condconv.packed`);
-* `Kernels`: one dense kernel for each example.
+* `Kernels`: one dense kernel for each example;
+* `Static`: one kernel for all examples;
+* `Scaled`: one of these between factors of its input channels, output channels and taps, plus a low-rank residual.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeVar
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,6 +38,14 @@ class Kernels(NamedTuple):
     def kernel_shape(self) -> tuple[int, ...]:
         """Shape of one example's kernel."""
         return tuple(self.weight.shape[1:])
+
+    def without_bias(self) -> Kernels:
+        """The same with no bias."""
+        return self._replace(bias=None)
+
+    def keeping(self, keep: Keeper) -> Kernels:
+        """The same: what the bank has made is not kept."""
+        return self
 
 
 class Mixture(NamedTuple):
@@ -67,6 +79,14 @@ class Mixture(NamedTuple):
         if self.expert_bias is None:
             return None
         return torch.mm(self.coefficients.to(self.expert_bias.dtype), self.expert_bias)
+
+    def without_bias(self) -> Mixture:
+        """The same with no bias."""
+        return self._replace(expert_bias=None)
+
+    def keeping(self, keep: Keeper) -> Lowered:
+        """What `keep` makes of it: the kernels of an earlier call, where they still serve."""
+        return keep(self)
 
     def mix(self) -> Tensor:
         """Return each example's kernel, (B, *kernel_shape): n·|W| multiply-adds for each example.
@@ -128,15 +148,133 @@ class Packed(NamedTuple):
         mixed = torch.mm(self.used_coefficients, self.expert_bias)
         return mixed if self.shift is None else mixed + self.shift
 
+    def without_bias(self) -> Packed:
+        """The same with no bias."""
+        return self._replace(expert_bias=None, shift=None)
+
+    def keeping(self, keep: Keeper) -> Lowered:
+        """What `keep` makes of it: the kernels of an earlier call, where they still serve."""
+        return keep(self)
+
     def mix(self) -> Tensor:
         """Return each example's kernel, (B, *kernel_shape) f32: unpack, then n·|W| multiply-adds for each example."""
         experts = unpack(self.packed, self.scale, self.kernel_shape, self.groups)
         return torch.mm(self.used_coefficients, experts.float().flatten(1)).unflatten(1, self.kernel_shape)
 
 
-Lowered = Mixture | Packed | Kernels
+class Static(NamedTuple):
+    """One kernel for all examples, to be scaled."""
 
-Unmixed = TypeVar("Unmixed", Mixture, Packed)
+    weight: Tensor
+    """(O, I/g, *k)."""
+    bias: Tensor | None
+    """(1, O) or None."""
+    batch: int
+    """B."""
+
+    @property
+    def form(self) -> tuple[object, ...]:
+        """What a strategy may be chosen by, beside the image and the geometry: shapes and types, no values."""
+        return "static", self.weight.shape, self.weight.dtype
+
+    @property
+    def kernel_shape(self) -> tuple[int, ...]:
+        """Shape of the kernel."""
+        return tuple(self.weight.shape)
+
+    def without_bias(self) -> Static:
+        """The same with no bias."""
+        return self._replace(bias=None)
+
+    def keeping(self, keep: Keeper) -> Static:
+        """The same: nothing is mixed."""
+        return self
+
+
+class LowRank(NamedTuple):
+    """A matrix of rank L for each example, E Φ(x) R, on one tap of the kernel (DCD, equation 5)."""
+
+    reduce: Tensor
+    """R, (L, I)."""
+    core: Tensor
+    """Φ, (B, L, L)."""
+    expand: Tensor
+    """E, (O, L)."""
+    tap: tuple[int, ...]
+    """Index of the tap, one number for each spatial dimension; () for a linear layer."""
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """(L, I, O)."""
+        return *self.reduce.shape, self.expand.shape[0]
+
+    def matrices(self) -> Tensor:
+        """Return E Φ R, (B, O, I): L·I·(L + O) multiply-adds for each example."""
+        return torch.matmul(self.expand, torch.matmul(self.core.to(self.reduce.dtype), self.reduce))
+
+
+class Scaled(NamedTuple):
+    """Factors around a convolution: y = output ⊙ ((taps ⊙ W(x)) * (input ⊙ x)) + E Φ(x) R x + bias.
+
+    The factors are those of each example; None is 1. The kernel is not transposed.
+    """
+
+    inner: Mixture | Packed | Kernels | Static
+    """W(x), without a bias."""
+    input: Tensor | None
+    """(B, I) or None."""
+    output: Tensor | None
+    """(B, O) or None."""
+    taps: Tensor | None
+    """(B, K) or None, K the number of kernel positions, row by row."""
+    residual: LowRank | None
+    bias: Tensor | None
+    """(B, O), (1, O) or None; added last."""
+
+    @property
+    def form(self) -> tuple[object, ...]:
+        """What a strategy may be chosen by, beside the image and the geometry: shapes and types, no values."""
+        there = tuple(part is not None for part in (self.input, self.output, self.taps))
+        return "scaled", self.inner.form, there, None if self.residual is None else self.residual.reduce.shape
+
+    @property
+    def kernel_shape(self) -> tuple[int, ...]:
+        """Shape of one kernel."""
+        return self.inner.kernel_shape
+
+    def without_bias(self) -> Scaled:
+        """The same with no bias."""
+        return self._replace(bias=None)
+
+    def keeping(self, keep: Keeper) -> Scaled:
+        """The same with kernels of an earlier call between the factors, where they still serve."""
+        inner: Any = self.inner.keeping(keep)
+        return self._replace(inner=inner)
+
+
+Lowered = Mixture | Packed | Kernels | Static | Scaled
+
+Keeper = Callable[[Mixture | Packed], Kernels | Mixture | Packed]
+"""Given what is to be mixed, returns kernels that were mixed before, or it."""
+
+
+def matrix_macs(rank: int, inputs: int, outputs: int) -> int:
+    """Multiply-adds of making one example's matrix E Φ R."""
+    return rank * inputs * (rank + outputs)
+
+
+def on_maps_macs(rank: int, inputs: int, outputs: int, positions: int) -> int:
+    """Multiply-adds of applying R, Φ and E to each position of one example's map."""
+    return positions * rank * (inputs + rank + outputs)
+
+
+def tensors(lowered: Any) -> Iterator[Tensor]:
+    """Yield the tensors among the parts of a lowered form, and of the forms inside it."""
+    for part in lowered:
+        if isinstance(part, Tensor):
+            yield part
+        elif isinstance(part, tuple):
+            yield from tensors(part)
 
 
 def kernels_of(lowered: Lowered, dtype: torch.dtype) -> Tensor:
@@ -144,13 +282,52 @@ def kernels_of(lowered: Lowered, dtype: torch.dtype) -> Tensor:
 
     `dtype` is that of the image: packed experts are mixed in f32 and then rounded to it.
     """
+    if isinstance(lowered, Mixture):
+        return lowered.mix()
     if isinstance(lowered, Kernels):
         return lowered.weight
-    return lowered.mix().to(dtype) if isinstance(lowered, Packed) else lowered.mix()
+    if isinstance(lowered, Static):
+        return lowered.weight.expand(lowered.batch, *lowered.kernel_shape)
+    if isinstance(lowered, Scaled):
+        kernels = scale(kernels_of(lowered.inner, dtype), lowered.input, lowered.output, lowered.taps)
+        return kernels if lowered.residual is None else add_low_rank(kernels, lowered.residual)
+    return lowered.mix().to(dtype)
 
 
-def as_pointwise(lowered: Unmixed) -> Unmixed:
+def scale(kernels: Tensor, input: Tensor | None, output: Tensor | None, taps: Tensor | None) -> Tensor:
+    """Multiply kernels (B, O, I/g, *k) by factors of input channels (B, I), output channels (B, O), taps (B, K)."""
+    space = kernels.shape[3:]
+    if taps is not None:
+        kernels = kernels * taps.to(kernels.dtype).unflatten(1, (1, 1, *space))
+    if input is not None:
+        groups = input.shape[1] // kernels.shape[2]
+        by_group = input.to(kernels.dtype).unflatten(1, (groups, 1, kernels.shape[2], *[1] * len(space)))  # B g 1 I/g
+        kernels = (kernels.unflatten(1, (groups, kernels.shape[1] // groups)) * by_group).flatten(1, 2)
+    if output is not None:
+        kernels = kernels * output.to(kernels.dtype).reshape(*output.shape, 1, *[1] * len(space))
+    return kernels
+
+
+def add_low_rank(kernels: Tensor, residual: LowRank) -> Tensor:
+    """Add matrices (B, O, I) to one tap of kernels (B, O, I, *k)."""
+    matrices = residual.matrices().to(kernels.dtype)
+    if not residual.tap:
+        return kernels + matrices
+    space = kernels.shape[3:]
+    at = 0
+    for index, size in zip(residual.tap, space, strict=True):
+        at = at * size + index
+    around = (at, math.prod(space) - 1 - at)
+    return kernels + torch.nn.functional.pad(matrices.unsqueeze(3), around).reshape(*matrices.shape, *space)
+
+
+def as_pointwise(lowered: Any) -> Any:
     """Turn matrices (O, I) into the kernels (O, I, 1) of a pointwise convolution along one dimension."""
+    if isinstance(lowered, Mixture):
+        return lowered._replace(experts=lowered.experts.unsqueeze(3))
     if isinstance(lowered, Packed):
         return lowered._replace(kernel_shape=(*lowered.kernel_shape, 1))
-    return lowered._replace(experts=lowered.experts.unsqueeze(3))
+    if isinstance(lowered, Scaled):
+        residual = None if lowered.residual is None else lowered.residual._replace(tap=(0,))
+        return lowered._replace(inner=as_pointwise(lowered.inner), residual=residual)
+    return lowered._replace(weight=lowered.weight.unsqueeze(-1))

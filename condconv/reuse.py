@@ -12,10 +12,12 @@ mixed kernels live in the context manager, which is this thread's or task's own:
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +25,7 @@ from torch import Tensor, nn
 from condconv.arguments import number
 from condconv.context import ContextStack
 from condconv.errors import ArgumentError
-from condconv.lowered import Kernels, Lowered, Mixture, Packed, kernels_of
+from condconv.lowered import Kernels, Mixture, Packed, kernels_of, tensors
 from condconv.routing_hooks import conditional_names
 
 _streams: ContextStack[KernelReuse] = ContextStack("condconv streams")
@@ -56,9 +58,9 @@ class KernelReuse:
         reused, mixed = (sum(c.values()) if layer is None else c[layer] for c in (self.reused, self.mixed))
         return reused / (reused + mixed) if reused + mixed else math.nan
 
-    def serve(self, name: str, lowered: Mixture | Packed, x: Tensor) -> Lowered:
+    def serve(self, name: str, x: Tensor, lowered: Mixture | Packed) -> Kernels | Mixture | Packed:
         """Return the kernels to convolve an image x with: those of before, or newly mixed ones."""
-        coefficients, sources = lowered.coefficients, _sources(lowered)
+        coefficients, sources = lowered.coefficients, tuple(tensors(lowered[1:]))
         _check(name, coefficients, sources)
         if coefficients.shape[0] == 0:
             return lowered
@@ -106,23 +108,13 @@ def reuse_kernels(model: nn.Module, tolerance: float) -> Iterator[KernelReuse]:
         yield stream
 
 
-def reuse(layer: nn.Module, lowered: Mixture | Packed, x: Tensor) -> Lowered:
+def reuse(layer: nn.Module, lowered: Any, x: Tensor) -> Any:
     """Return what a layer is to convolve x with: kernels of the innermost stream if there is one, else `lowered`."""
     if not torch.compiler.is_compiling():
         for stream in reversed(_streams.values()):
             if (name := stream.names.get(id(layer))) is not None:
-                kernels: Lowered = stream.serve(name, lowered, x)
-                return kernels
+                return lowered.keeping(functools.partial(stream.serve, name, x))
     return lowered
-
-
-def _sources(lowered: Mixture | Packed) -> tuple[Tensor, ...]:
-    """The tensors of the bank."""
-    if isinstance(lowered, Mixture):
-        parts: tuple[Tensor | None, ...] = (lowered.experts, lowered.expert_bias)
-    else:
-        parts = (lowered.packed, lowered.scale, lowered.expert_bias, lowered.shift)
-    return tuple(part for part in parts if part is not None)
 
 
 def _check(name: str, coefficients: Tensor, sources: tuple[Tensor, ...]) -> None:

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from condconv.arguments import a_module, a_tensor
+from condconv.coefficients import MIXING, Slices
 from condconv.context import ContextStack
 from condconv.errors import ArgumentError, NonFiniteError, ShapeError, argument_error
-from condconv.registry import Registry
+from condconv.registry import Registry, unknown_name_message
 
 Intervention = Callable[[str, Tensor], Tensor]
-"""(layer name, coefficients (B, n)) → coefficients (B, n)."""
+"""(layer name, coefficients (B, D), or a slice of them) → coefficients of the same shape."""
 
 
 class _Hook(Protocol):
@@ -32,7 +33,7 @@ _hooks: ContextStack[_Hook] = ContextStack("condconv hooks")
 
 
 def run_hooks(layer: nn.Module, coefficients: Tensor) -> Tensor:
-    """Show a layer's coefficients (B, n) to the active hooks; return what the layer is to use."""
+    """Show a layer's coefficients (B, D) to the active hooks; return what the layer is to use."""
     hooks = _hooks.values()
     # Inside the backward pass a layer runs only because an activation checkpoint recomputes it: seen already.
     if not hooks or torch._C._current_graph_task_id() != -1:
@@ -63,15 +64,22 @@ def conditional_names(model: nn.Module, where: str) -> dict[int, str]:
 
 
 class Routing(Mapping[str, Tensor]):
-    """Recorded coefficients: layer name → CPU tensor (examples seen, n), in the order in which examples were seen."""
+    """Recorded coefficients: layer name → CPU tensor (examples seen, D), in the order in which examples were seen."""
 
-    def __init__(self, names: dict[int, str]) -> None:
+    def __init__(self, names: dict[int, str], part: str | None = None) -> None:
         self.names = names
+        self.part = part
         self._batches: dict[str, list[Tensor]] = {}
+        self._slices: dict[str, Slices] = {}
 
     def see(self, name: str, layer: nn.Module, coefficients: Tensor) -> Tensor:
         """Keep a copy of the coefficients and return them unchanged."""
-        self._batches.setdefault(name, []).append(coefficients.detach().to("cpu", copy=True))
+        kept = coefficients
+        slices = self._slices[name] = cast(Any, layer).slices
+        if self.part is not None:
+            kept = coefficients[:, slices.span(self.part)]
+            self._slices[name] = Slices(tuple(part for part in slices.parts if part.name == self.part))
+        self._batches.setdefault(name, []).append(kept.detach().to("cpu", copy=True))
         return coefficients
 
     def __getitem__(self, name: str) -> Tensor:
@@ -79,6 +87,15 @@ class Routing(Mapping[str, Tensor]):
         if len(batches) > 1:
             batches[:] = [torch.cat(batches)]
         return batches[0]
+
+    def parts(self) -> dict[str, Tensor]:
+        """What was recorded by slice, (examples seen, length): under the names of `part_names`."""
+        found = {}
+        for name, coefficients in self.items():
+            slices = self._slices[name]
+            for label, part in zip(part_names(name, slices), slices.names, strict=True):
+                found[label] = coefficients[:, slices.span(part)]
+        return found
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._batches)
@@ -88,17 +105,34 @@ class Routing(Mapping[str, Tensor]):
 
 
 @contextlib.contextmanager
-def record_routing(model: nn.Module) -> Iterator[Routing]:
+def record_routing(model: nn.Module, part: str | None = None) -> Iterator[Routing]:
     """Record the coefficients of every conditional layer that runs inside the block.
 
-    `routing["layer.name"]` is a CPU tensor (examples seen, n); a layer that is called twice records both calls.
+    `routing["layer.name"]` is a CPU tensor (examples seen, D); a layer that is called twice records both calls.
+
+    Args:
+        model: a network with conditional layers.
+        part: a slice of the coefficients, such as "mixing"; layers that have none of that name are left out. None
+            records all slices, one after the other, as `layer.slices` says.
 
     Raises:
-        ArgumentError: the model has no conditional layer, or is compiled.
+        ArgumentError: the model has no conditional layer, none with such a slice, or is compiled.
     """
-    routing = Routing(conditional_names(model, "record_routing"))
+    routing = Routing(_names_with(model, part, "record_routing"), part)
     with _hooks.holding(routing):
         yield routing
+
+
+def part_names(layer: str, slices: Slices) -> list[str]:
+    """A name for each slice of a layer's coefficients: the layer's for mixing weights alone, else "layer:slice"."""
+    if slices.names == (MIXING,):
+        return [layer]
+    return [f"{layer}:{name}" for name in slices.names]
+
+
+def layer_of(part: str) -> str:
+    """The layer's name in one of `part_names`."""
+    return part.partition(":")[0]
 
 
 class _NonFiniteDetector:
@@ -160,37 +194,73 @@ interventions.register("shuffle_experts", _shuffle_experts)
 
 
 class _Override:
-    def __init__(self, names: dict[int, str], intervention: Intervention) -> None:
+    def __init__(self, names: dict[int, str], intervention: Intervention, part: str | None) -> None:
         self.names = names
         self.intervention = intervention
+        self.part = part
 
     def see(self, name: str, layer: nn.Module, coefficients: Tensor) -> Tensor:
-        replaced = a_tensor(name, "override_routing's result", self.intervention(name, coefficients))
-        if replaced.shape != coefficients.shape:
+        span = slice(0, coefficients.shape[1]) if self.part is None else _span(layer, self.part)
+        if span.stop == span.start:
+            return coefficients  # The layer has no such slice.
+        before = coefficients[:, span]
+        replaced = a_tensor(name, "override_routing's result", self.intervention(name, before))
+        if replaced.shape != before.shape:
             raise ShapeError(
                 f"{name}: override_routing's callable returned shape {tuple(replaced.shape)} for coefficients of shape "
-                f"{tuple(coefficients.shape)}; return one coefficient for each example and expert"
+                f"{tuple(before.shape)}; return one coefficient for each example and expert"
             )
-        return replaced
+        if before.shape == coefficients.shape:
+            return replaced
+        return torch.cat([coefficients[:, : span.start], replaced, coefficients[:, span.stop :]], dim=1)
 
 
 @contextlib.contextmanager
-def override_routing(model: nn.Module, how: str | Intervention) -> Iterator[None]:
+def override_routing(model: nn.Module, how: str | Intervention, part: str | None = None) -> Iterator[None]:
     """Replace the coefficients of every conditional layer that runs inside the block (Dynamic Convolution, table 7).
 
     * "mean": every expert gets the example's mean coefficient (softmax: 1/n, the plain average of the kernels);
     * "argmax": the example's whole coefficient mass goes to its largest expert (softmax: one kernel alone);
     * "shuffle": every example is routed as another one of its batch, the same one in every layer;
     * "shuffle_experts": each example's coefficients are permuted among the experts;
-    * a callable (layer name, coefficients (B, n)) → coefficients (B, n).
+    * a callable (layer name, coefficients) → coefficients of the same shape.
+
+    Args:
+        model: a network with conditional layers.
+        how: see above.
+        part: a slice of the coefficients, such as "output"; layers that have none of that name stay as they are. None:
+            all coefficients (B, D) for a callable and "shuffle", the experts' "mixing" for the others.
 
     Raises:
         UnknownNameError: no such intervention.
-        ArgumentError: the model has no conditional layer, or is compiled.
+        ArgumentError: the model has no conditional layer, none with such a slice, or is compiled.
     """
     intervention = interventions[how] if isinstance(how, str) else how
     if not callable(intervention):
         rule = f"must be one of {', '.join(interventions.names())}, or a function (layer name, coefficients)"
         raise argument_error("override_routing", "how", how, rule, "pass 'mean'")
-    with _hooks.holding(_Override(conditional_names(model, "override_routing"), intervention)):
+    if part is None and intervention in (_mean, _argmax, _shuffle_experts):
+        part, names = MIXING, conditional_names(model, "override_routing")
+    else:
+        names = _names_with(model, part, "override_routing")
+    with _hooks.holding(_Override(names, intervention, part)):
         yield
+
+
+def _span(layer: nn.Module, part: str) -> slice:
+    """Where a slice lies among a layer's coefficients; an empty one where it has none of that name."""
+    slices: Slices = cast(Any, layer).slices
+    return slices.span(part)
+
+
+def _names_with(model: nn.Module, part: str | None, where: str) -> dict[int, str]:
+    """Id → name of the conditional layers that have a slice of that name, of all for None."""
+    names = conditional_names(model, where)
+    if part is None:
+        return names
+    layers = [module for module in model.modules() if id(module) in names]
+    having = {id(layer): names[id(layer)] for layer in layers if _span(layer, part).stop}
+    if not having:
+        known = sorted({name for layer in layers for name in cast(Any, layer).slices.names})
+        raise ArgumentError(f"{where}: {unknown_name_message('part', part, known)}")
+    return having

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -86,3 +87,36 @@ def test_public_names_are_documented(name: str) -> None:
 
 def test_public_surface_is_sorted_and_complete() -> None:
     assert condconv.__all__ == sorted(condconv.__all__) == dir(condconv)
+
+
+def test_the_stub_has_every_public_name() -> None:
+    script = runpy.run_path(str(PACKAGE.parent / "scripts" / "stub.py"))
+    text = (PACKAGE / "__init__.pyi").read_text(encoding="utf-8")
+    assert text == script["stub"](), "run `python scripts/stub.py`"
+
+
+HANDLE_LAYERS = {
+    "counting", "conversion", "tuning", "models", "training", "analysis", "inference", "evaluation", "runs", "studies",
+    "routing_hooks", "benchmarking",
+}  # fmt: skip
+BANK_PARAMETERS = {"weight", "bias", "packed", "scale", "inner", "reduce", "expand"}
+FORMS = {"Mixture", "Packed", "Kernels", "Static", "Scaled", "LowRank"}
+
+
+@pytest.mark.parametrize("path", rooms(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_bank_answers_for_itself(path: Path) -> None:
+    """Outside of banks (those in the variants' files too) nobody reads a bank's parameters or asks for a form's class.
+
+    `ConditionalLayer.weight` and `.bias`, what users read, are the one exception.
+    """
+    if room_of(path) in ("banks", "execution", "lowered"):
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and node.attr in BANK_PARAMETERS:
+            of_a_bank = ast.unparse(node.value).endswith("bank")
+            of_a_layer = ast.unparse(node.value) in ("layer", "conditional") and room_of(path) in HANDLE_LAYERS
+            allowed = path == PACKAGE / "layers" / "base.py"
+            assert allowed or not (of_a_bank or of_a_layer), f"line {node.lineno}: {ast.unparse(node)}"
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance":
+            asked = {name.id for name in ast.walk(node.args[1]) if isinstance(name, ast.Name)}
+            assert not asked & FORMS, f"line {node.lineno}: {ast.unparse(node)}"

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 import condconv
 from condconv.routers import attach_scope
 from condconv.variants import variants
-from tests.contract.cases import Block
+from tests.contract.cases import MIXTURES, Block, shared_router
 from tests.processes import METHOD
 
 STEPS, BATCH = 10, 6
@@ -25,13 +25,13 @@ STEPS, BATCH = 10, 6
 def network(variant: str) -> nn.Module:
     """Stem, a block that shares its routing, a layer with its own router, head; batch norm in eval."""
     torch.manual_seed(0)
-    chosen = variants[variant]
-    conv = chosen.layers[1]
+    conv = variants[variant].layers[1]
     block = Block(conv, 4, 3)
     net = nn.Sequential(
         nn.Conv2d(3, 4, 3), block, conv(4, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5)
     )
-    attach_scope(net, "1", [block.expand, block.depthwise, block.project], chosen.router(4, 3))
+    members = [block.expand, block.depthwise, block.project]
+    attach_scope(net, "1", members, shared_router(members, 4))
     block.norm.eval()
     return net.double()
 
@@ -40,7 +40,7 @@ def train(net: nn.Module, x: Tensor, y: Tensor) -> None:
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     inner = net.module if isinstance(net, DistributedDataParallel) else net
     gates = [m for m in net.modules() if isinstance(m, condconv.SoftmaxGate)]
-    schedule = condconv.TemperatureSchedule(inner, steps=STEPS // 2) if gates else None
+    schedule = condconv.RoutingSchedule(inner, steps=STEPS // 2) if gates else None
     for step in range(STEPS):
         optimizer.zero_grad()
         nn.functional.cross_entropy(net(x[step]), y[step]).backward()
@@ -66,7 +66,7 @@ def worker(rank: int, port: int, variant: str, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("variant", variants.names())
+@pytest.mark.parametrize("variant", MIXTURES)
 def test_ddp_equals_one_process(variant: str, tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

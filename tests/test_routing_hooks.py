@@ -78,7 +78,7 @@ def test_an_exception_closes_the_context() -> None:
 @pytest.mark.parametrize("how", ["mean", "argmax", "shuffle", "shuffle_experts"])
 def test_interventions_do_what_they_say(how: str) -> None:
     net = model()
-    net[2].router.gate.set_temperature(0.1)
+    net[2].router.gate.anneal(0.1)
     x = torch.randn(6, 3, 8, 8)
     with condconv.record_routing(net) as plain:
         y = net(x)

@@ -56,9 +56,9 @@ def _verdict(differences: Sequence[Estimate | None]) -> str:
     known = [difference for difference in differences if difference is not None]
     if len(known) < len(differences) or min(difference.seeds for difference in known) < ENOUGH:
         return "too few seeds"
-    over = tuple(difference.verdict > 0 for difference in known)
+    twin, widened = (difference.verdict > 0 for difference in known)
     words = {(True, True): "over both", (True, False): "over the twin", (False, True): "over the widened network"}
-    return words.get(over, "not shown")
+    return words.get((twin, widened), "not shown")
 
 
 def demo(outcome: Outcome) -> Iterator[str]:

@@ -286,8 +286,8 @@ def commands(study: Study) -> Iterator[str]:
     for arm, _, seeds in study.status(study.cells):
         if seeds:
             arms.setdefault(tuple(seeds), []).append(arm)
-    for seeds, names in arms.items():
-        yield study.command([] if len(names) == len(study.arms) else names, seeds)
+    for lacking, names in arms.items():
+        yield study.command([] if len(names) == len(study.arms) else names, lacking)
 
 
 def main() -> None:

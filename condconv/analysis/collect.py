@@ -15,7 +15,7 @@ from condconv.analysis.totals import RoutingTotals
 from condconv.counting.trace import evaluating
 from condconv.errors import ArgumentError, DataError
 from condconv.layers import ConditionalLayer
-from condconv.routing_hooks import interventions, override_routing, record_routing
+from condconv.routing_hooks import interventions, override_routing, part_names, record_routing
 
 INTACT = "intact"
 SAMPLE_IMAGES = 160
@@ -25,7 +25,10 @@ _MOST_NAMED = 20
 
 @dataclass(frozen=True)
 class RoutingGroup:
-    """One routing decision: its name, n, and the layers that use it (one, or those that share a router)."""
+    """One routing decision: its name, n, and the layers that use it (one, or those that share a router).
+
+    A layer with other coefficients than mixing weights has one for each slice, named "layer:slice".
+    """
 
     name: str
     num_experts: int
@@ -108,7 +111,9 @@ def routing_groups(model: nn.Module) -> tuple[RoutingGroup, ...]:
     for layers in members.values():
         name, layer = layers[0]
         title = layer.scope.name or "network" if layer.scope is not None else name or "network"
-        groups.append(RoutingGroup(title, layer.num_experts, tuple(name for name, _ in layers)))
+        labels = zip(*(part_names(name, layer.slices) for name, layer in layers), strict=True)
+        for called, part, names in zip(part_names(title, layer.slices), layer.slices.parts, labels, strict=True):
+            groups.append(RoutingGroup(called, part.length, names))
     return tuple(groups)
 
 
@@ -143,9 +148,10 @@ class Collector:
         images = images.to(self.device)
         with record_routing(self.model) as recorded:
             logits = self.model(images)
+        routing = recorded.parts()
         if self.result is None:
-            self.result = self._empty(list(recorded))
-        self._add_routing(self.result, recorded, labels, places)
+            self.result = self._empty(list(routing))
+        self._add_routing(self.result, routing, labels, places)
         if isinstance(logits, Tensor) and logits.shape == (len(labels), self.num_classes):
             self._add_accuracy(self.result, logits, images, labels)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from condconv.analysis.collect import Collection, RoutingGroup
 from condconv.analysis.measures import Measures, mean_off_diagonal, measure, weight_similarity
 from condconv.layers import ConditionalLayer
-from condconv.routers import SoftmaxGate
+from condconv.routers import annealed_gates
+from condconv.routing_hooks import layer_of
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,9 @@ class Analysis:
     measures: dict[str, Measures]
     """By routing decision, in the order of depth."""
     weight_similarity: dict[str, Tensor]
-    """Cosine between the kernels of each pair of experts, (n, n), by layer."""
+    """Cosine between the kernels of each pair of experts, (n, n), by layer; NaN where coefficients have no kernels."""
     temperatures: dict[str, float]
-    """Of the softmax gates, by routing decision."""
+    """Where the annealed gates stand, by routing decision."""
     skipped: tuple[str, ...] = ()
     """Samples that the data set left out when it was opened."""
 
@@ -72,11 +74,20 @@ def summarise(
         collection=collection,
         measures={group.name: measure(collection.totals.of(group.name)) for group in collection.groups},
         weight_similarity={
-            name: weight_similarity(layers[name].weight) for group in collection.groups for name in group.layers
+            name: _similarity(layers[layer_of(name)], group.num_experts)
+            for group in collection.groups
+            for name in group.layers
         },
         temperatures=_temperatures(model, layers, collection.groups),
         skipped=tuple(skipped),
     )
+
+
+def _similarity(layer: ConditionalLayer, coefficients: int) -> Tensor:
+    experts = layer.bank.experts()
+    if experts is None or len(experts) != coefficients:
+        return torch.full((coefficients, coefficients), torch.nan)
+    return weight_similarity(experts)
 
 
 def _temperatures(
@@ -84,10 +95,9 @@ def _temperatures(
 ) -> dict[str, float]:
     temperatures = {}
     for group in groups:
-        layer = layers[group.layers[0]]
+        layer = layers[layer_of(group.layers[0])]
         # A shared router is a child of the module that its scope is named after.
         owner = layer if layer.scope is None else getattr(model.get_submodule(layer.scope.name), "router", None)
-        for module in owner.modules() if isinstance(owner, nn.Module) else ():
-            if isinstance(module, SoftmaxGate):
-                temperatures[group.name] = float(module.temperature)
+        for gate in annealed_gates(owner) if isinstance(owner, nn.Module) else ():
+            temperatures[group.name] = gate.value
     return temperatures

@@ -1,7 +1,10 @@
-"""Banks: the learned kernels, and how coefficients turn them into a lowered form."""
+"""Banks: the learned kernels, and how coefficients turn them into a lowered form. Each answers for itself."""
 
-from condconv.banks.base import Bank
+from condconv.banks.base import Affine, Bank, Packing
 from condconv.banks.dense import DenseBank
+from condconv.banks.folding import scale_outputs
 from condconv.banks.packed import PackedBank
+from condconv.banks.scaled import ScaledBank
+from condconv.banks.static import StaticBank
 
-__all__ = ["Bank", "DenseBank", "PackedBank"]
+__all__ = ["Affine", "Bank", "DenseBank", "PackedBank", "Packing", "ScaledBank", "StaticBank", "scale_outputs"]

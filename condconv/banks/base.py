@@ -1,29 +1,109 @@
-"""What all banks share: coefficients → lowered form, and the collapse to one kernel."""
+"""What a bank answers for itself, so that nobody else has to know its parameters."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from condconv.lowered import Mixture, Packed
+from condconv.coefficients import Slices
+from condconv.errors import ConversionError
+from condconv.lowered import Lowered, kernels_of
+
+
+class Affine(NamedTuple):
+    """What is left of a batch norm behind a convolution: y → factor · y + shift, for each output channel."""
+
+    factor: Tensor
+    """(O,) f64."""
+    shift: Tensor
+    """(O,) f64."""
+
+
+class Packing(NamedTuple):
+    """How an inference form stores kernels."""
+
+    storage: str
+    """"f32", "bf16" or "int8"."""
+    threshold: float
+    """Experts with |coefficient| <= threshold are left out."""
 
 
 class Bank(nn.Module):
-    """n kernels with scalar mixing weights.
+    """The learned kernels of a layer: coefficients (B, D) → lowered form.
 
-    A bank has `weight` (n, *kernel), `bias` (n, O) or None, `num_experts` n and `kernel_shape`.
+    A bank has `slices`, what its coefficients mean, and `kernel_shape`, the shape of the static kernel in its place.
     """
 
-    def forward(self, coefficients: Tensor) -> Mixture | Packed:
-        """Return the lowered form for coefficients (B, n)."""
+    slices: Slices
+    kernel_shape: tuple[int, ...]
+
+    def forward(self, coefficients: Tensor) -> Lowered:
+        """Return the lowered form for coefficients (B, D)."""
         raise NotImplementedError
+
+    def start_from(self, weight: Tensor, bias: Tensor | None, coefficients: Tensor) -> None:
+        """Set the parameters so that the coefficients (D,) stand for exactly this static kernel and bias.
+
+        Raises:
+            ConversionError: there are no such parameters.
+        """
+        raise NotImplementedError
+
+    def macs(self, input_size: Sequence[int], output_size: Sequence[int]) -> int:
+        """Return the multiply-adds of one example beside the convolution itself, for spatial sizes."""
+        raise NotImplementedError
+
+    def draw(self, weight: Callable[[Tensor], object], bias: Callable[[Tensor], object] | None = None) -> None:
+        """Draw the kernels anew: `weight` and `bias` fill, in place, a tensor of kernels and one of biases."""
+        raise NotImplementedError
+
+    def multiply(self, factor: float) -> None:
+        """Multiply the kernels by a factor."""
+        raise NotImplementedError
+
+    def pack(self, packing: Packing, norm: Affine | None) -> Bank:
+        """Return the bank of the inference form, with a batch norm behind the layer folded in.
+
+        Raises:
+            ConversionError: it has none.
+        """
+        raise ConversionError(f"{type(self).__name__} has no inference form; collapse the network, or run it as it is")
 
     @torch.no_grad()
     def collapse(self, coefficients: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the one kernel and bias that fixed coefficients (n,) mix."""
-        device = next(itertools.chain(self.parameters(), self.buffers())).device
-        lowered = self(coefficients.unsqueeze(0).to(device))
+        """Return the one kernel and bias that fixed coefficients (D,) stand for."""
+        lowered = self(coefficients.unsqueeze(0).to(self.like.device))
         bias = lowered.bias
-        return lowered.mix()[0], None if bias is None else bias[0]
+        return kernels_of(lowered, self.like.dtype)[0], None if bias is None else bias[0]
+
+    @property
+    def identity(self) -> Tensor:
+        """The coefficients (D,) with which the bank stands for one static kernel."""
+        return torch.tensor(self.slices.identity, device=self.like.device)
+
+    @property
+    def like(self) -> Tensor:
+        """One of its tensors: where it is, and of which type."""
+        return next(itertools.chain(self.learned(), self.buffers()))
+
+    def experts(self) -> Tensor | None:
+        """The kernels (n, *kernel_shape) that it mixes, or None where there are none."""
+        return None
+
+    def learned(self) -> Iterator[Tensor]:
+        """Yield the parameters that decide its kernels, those that it shares with other banks included."""
+        yield from self.parameters()
+
+    def sizes(self) -> Iterator[tuple[int, int]]:
+        """Identity and number of elements of what counts as its own parameters."""
+        for parameter in self.parameters(recurse=False):
+            yield id(parameter), parameter.numel()
+
+    def require_gradients(self, weight: bool, bias: bool) -> None:
+        """Let kernels and biases be trained, or not."""
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(bias if name.rpartition(".")[2] == "bias" else weight)

@@ -10,12 +10,14 @@ Experts are left out where |αᵢ| ≤ `threshold`. That assumes finite experts:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from condconv.banks.base import Bank
+from condconv.coefficients import mixing
 from condconv.errors import CheckpointError
 from condconv.lowered import Packed
 from condconv.packed import STORAGES, pack, unpack
@@ -52,6 +54,7 @@ class PackedBank(Bank):
     ) -> None:
         super().__init__()
         self.num_experts = experts.shape[0]
+        self.slices = mixing(self.num_experts)
         self.kernel_shape = tuple(experts.shape[1:])
         self.groups = groups
         self.threshold = threshold
@@ -71,6 +74,14 @@ class PackedBank(Bank):
         """The experts (n, *kernel_shape) as they are used: unpacked anew each time, f32, or bf16 as stored."""
         return unpack(self.packed, self.scale, self.kernel_shape, self.groups)
 
+    def unpacked(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return the experts (n, *kernel_shape), their biases (n, O) and what is added to every example, (O,)."""
+        return self.weight, self.bias, self.shift
+
+    def experts(self) -> Tensor:
+        """The kernels that it mixes, unpacked."""
+        return self.weight
+
     def forward(self, coefficients: Tensor) -> Packed:
         """Return the lowered form for coefficients (B, n)."""
         held = self._buffers  # An nn.Module finds its attributes slowly.
@@ -84,6 +95,16 @@ class PackedBank(Bank):
             self.groups,
             self.threshold,
         )
+
+    def macs(self, input_size: Sequence[int], output_size: Sequence[int]) -> int:
+        """Mixing, n·|W|."""
+        return self.num_experts * math.prod(self.kernel_shape)
+
+    def sizes(self) -> Iterator[tuple[int, int]]:
+        """Packed experts are buffers, but count as they did before."""
+        yield id(self.packed), self.num_experts * math.prod(self.kernel_shape)
+        if self.bias is not None:
+            yield id(self.bias), self.bias.numel()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedBank:
         """Move the experts; their types stay, whatever `.half()` or `.to(dtype)` asks of the rest of the network."""

@@ -28,8 +28,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from condconv import CondConv2d
 from condconv.benchmarking.networks import TrainingStep
-from condconv.variants import CondConv2d
 
 MB = 1e6
 STEPS = 3

@@ -39,7 +39,7 @@ def rivals(model: nn.Module) -> dict[str, nn.Module]:
             "twin; pass a conditional network, or convert it first: condconv convert … --out FOLDER"
         )
     origin = origin_of(model)
-    if origin is None:
+    if origin is None or origin.name is None:
         raise ArgumentError(
             f"benchmark: {type(model).__name__} was not made by create_model, so its static twin is not known; make "
             "the static network with create_model and convert it"
@@ -60,7 +60,7 @@ class TimmLayer(nn.Module):
         self.scope, self.router, self.path = layer.scope, layer.router, layer.path
         same = ("in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups", "num_experts")
         arguments: dict[str, Any] = {name: getattr(layer, name) for name in same}
-        arguments |= {"padding": layer.geometry.padding, "bias": layer.bias is not None}
+        arguments |= {"padding": layer.geometry.padding, "bias": layer.site.bias}
         self.convolution = TimmCondConv2d(**arguments)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import cast
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +20,10 @@ from condconv.arguments import a_module, flag
 from condconv.banks import PackedBank
 from condconv.conversion.same_padding import pads_same, same_padded
 from condconv.conversion.sharing import Group
-from condconv.conversion.upcycle import constant_scale, upcycle_experts
+from condconv.conversion.upcycle import upcycle
 from condconv.errors import ConversionError
-from condconv.layers import ConditionalLayer, RouterFactory
-from condconv.routers import Router, RoutingScope, attach_scope, detach_scopes
-from condconv.routers.gates import SoftmaxGate, StepWatch
+from condconv.layers import ConditionalLayer, RouterFactory, made_router
+from condconv.routers import Router, RoutingScope, StepWatch, annealed_gates, attach_scope, detach_scopes
 
 _HOOKS = (
     "_forward_hooks",
@@ -44,6 +44,8 @@ class Step:
     static: nn.Module
     conditional: type[ConditionalLayer]
     own_router: bool
+    arguments: Mapping[str, Any]
+    """Of the conditional layer: number of experts and options."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,7 @@ def apply_steps(
     model: nn.Module,
     steps: Sequence[Step],
     groups: Sequence[Group],
-    router: RouterFactory,
-    num_experts: int,
+    router: RouterFactory | None,
     init: str,
 ) -> nn.Module:
     """Replace the layers and return the model; everything is built before anything is swapped.
@@ -73,8 +74,8 @@ def apply_steps(
     for step in steps:
         if step.static is not model and not places[id(step.static)]:
             raise ConversionError(f"Plan.apply: {step.name} was replaced since the plan was made; make a new plan")
-    made = {step.name: _build(step, router, num_experts) for step in steps}
-    shared = [_shared_router(group, made, router, num_experts) for group in groups]
+    made = {step.name: _build(step, router) for step in steps}
+    shared = [_shared_router(group, made, router) for group in groups]
     routers = {name: layer.router for name, layer in made.items() if layer.router is not None}
     routers.update({name: one for group, one in zip(groups, shared, strict=True) for name in group.layers})
     _share_watch(list(routers.values()))
@@ -190,38 +191,38 @@ def _places(model: nn.Module, wanted: nn.Module) -> Iterator[tuple[nn.Module, st
                 yield parent, child
 
 
-def _build(step: Step, router: RouterFactory, num_experts: int) -> ConditionalLayer:
+def _build(step: Step, router: RouterFactory | None) -> ConditionalLayer:
     kind = same_padded(step.conditional) if pads_same(step.static) else step.conditional
-    layer = kind.from_static(step.static, num_experts, router=router if step.own_router else False)
+    layer = kind.from_static(step.static, router=router if step.own_router else False, **step.arguments)
     layer.path = step.name
     # The same dictionaries, not copies: handles that were given out keep working, before and after a revert.
     for hooks in _HOOKS:
         layer.__dict__[hooks] = step.static.__dict__[hooks]
     layer._is_full_backward_hook = step.static._is_full_backward_hook
-    for parameter, before in ((layer.bank.weight, step.static.weight), (layer.bank.bias, step.static.bias)):
-        if parameter is not None:
-            parameter.requires_grad_(cast(Tensor, before).requires_grad)
+    static = cast(Any, step.static)
+    layer.bank.require_gradients(static.weight.requires_grad, static.bias is not None and static.bias.requires_grad)
     return layer
 
 
-def _shared_router(group: Group, made: dict[str, ConditionalLayer], router: RouterFactory, num_experts: int) -> Router:
+def _shared_router(group: Group, made: dict[str, ConditionalLayer], router: RouterFactory | None) -> Router:
     like = made[group.layers[0]]
-    return router(group.in_channels, num_experts).to(like.weight).train(like.training)
+    site = replace(like.site, in_channels=group.in_channels, name=group.source)
+    one = made_router(group.source or "the network", router or like.default_router, site, like.slices)
+    return one.to(like.bank.like).train(like.training)
 
 
 def _share_watch(routers: Sequence[nn.Module]) -> None:
-    """One watch for all softmax gates, so that a forgotten schedule is reported once."""
+    """One watch for all annealed gates, so that a forgotten schedule is reported once."""
     watch = StepWatch()
     for router in routers:
-        for gate in router.modules():
-            if isinstance(gate, SoftmaxGate):
-                gate.watch = watch
+        for gate in annealed_gates(router):
+            gate.watch = watch
 
 
 def _initialise(layer: ConditionalLayer, step: Step, router: Router, init: str) -> None:
     if init == "upcycle":
-        scale = constant_scale(router, step.name)
-        upcycle_experts(layer.bank.weight, layer.bank.bias, cast(Tensor, step.static.weight), step.static.bias, scale)  # type: ignore[arg-type]
+        static = cast(Any, step.static)
+        upcycle(layer.bank, router, static.weight, static.bias, step.name)
 
 
 def _routers(model: nn.Module) -> dict[RoutingScope, Router]:
@@ -241,22 +242,21 @@ def _has_changed(layer: ConditionalLayer, routers: dict[RoutingScope, Router]) -
 
 def _digests(layer: ConditionalLayer, router: nn.Module | None, dtype: torch.dtype) -> Iterator[str]:
     """A fingerprint of each parameter, in the conversion's dtype so that a detour through a wider one is no change."""
-    for module in (layer.bank, router):
-        for parameter in () if module is None else module.parameters():
-            if parameter.is_meta:
-                yield "meta"
-                continue
-            values = parameter.detach().to("cpu", dtype).contiguous()
-            # Straight from memory: torch has no buffer protocol of its own, and numpy is no dependency.
-            content = (ctypes.c_char * (values.numel() * values.element_size())).from_address(values.data_ptr())
-            yield hashlib.blake2b(content, digest_size=16).hexdigest()
+    for parameter in itertools.chain(layer.bank.learned(), () if router is None else router.parameters()):
+        if parameter.is_meta:
+            yield "meta"
+            continue
+        values = parameter.detach().to("cpu", dtype).contiguous()
+        # Straight from memory: torch has no buffer protocol of its own, and numpy is no dependency.
+        content = (ctypes.c_char * (values.numel() * values.element_size())).from_address(values.data_ptr())
+        yield hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def _restored(layer: ConditionalLayer) -> nn.Module:
     """Return the original, moved to where the converted layer has been moved since."""
     original = cast(Original, original_of(layer))
     static = original.static
-    now = layer.bank.weight
+    now = layer.bank.like
     before = cast(Tensor, static.weight)
     if (now.device, now.dtype) != (before.device, before.dtype):
         static.to(device=now.device, dtype=now.dtype)

@@ -90,7 +90,7 @@ def _static_copy(model: nn.Module, means: dict[str, Tensor]) -> nn.Module:
     layers = list(conditional_layers(static))
     detach_scopes(static)
     for name, layer in layers:
-        static = replace_layer(static, layer, _static_layer(layer, means[name].to(layer.weight)))
+        static = replace_layer(static, layer, _static_layer(layer, means[name].to(layer.bank.like)))
     return static
 
 
@@ -100,7 +100,7 @@ def _static_layer(layer: ConditionalLayer, mean: Tensor) -> nn.Module:
     original = original_of(layer)
     if original is None:
         return mixed
-    static = cast(Any, copy.deepcopy(original.static)).to(layer.weight)
+    static = cast(Any, copy.deepcopy(original.static)).to(layer.bank.like)
     with torch.no_grad():
         static.weight.copy_(mixed.weight)
         if static.bias is not None:

@@ -1,18 +1,16 @@
-"""What mixing costs a layer, and leaving out those that it costs too much.
+"""What its bank costs a layer, and leaving out those that it costs too much.
 
 A layer with n experts mixes n·|W| numbers for each example, and convolves H'·W'·|W|: its *overhead* is n / (H'·W').
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
-
-import torch
+from collections.abc import Mapping, Sequence
 
 from condconv.arguments import number
+from condconv.banks import Bank
 from condconv.conversion.sites import Survey
-from condconv.counting.rules import paper_macs
+from condconv.counting.rules import bank_macs, paper_macs
 from condconv.errors import ArgumentError
 
 
@@ -28,20 +26,26 @@ def convolution_macs(found: Survey, name: str) -> int | None:
     )
 
 
-def mixing_macs(found: Survey, name: str, num_experts: int) -> int:
-    """Multiply-adds of mixing n kernels for each example of the traced pass; 0 where there is none."""
-    weight = cast(torch.Tensor, found.sites[name].module.weight)
+def mixing_macs(found: Survey, name: str, bank: Bank) -> int:
+    """Multiply-adds of what a bank does in the traced pass beside the convolution; 0 where there is none."""
     calls = [] if found.trace is None else found.trace.of(name)
-    return sum(cast(torch.Tensor, call.input).shape[0] * num_experts * weight.numel() for call in calls)
+    linear = found.sites[name].kind == "linear"
+    return sum(
+        bank_macs(bank, call.input, call.output, linear)
+        for call in calls
+        if call.input is not None and call.output is not None
+    )
 
 
-def layer_overhead(found: Survey, name: str, num_experts: int) -> float | None:
-    """Mixing over convolution of a layer with n experts; None where it is not known, since it was not called."""
-    convolution = None if found.sites[name].obstacle else convolution_macs(found, name)
-    return mixing_macs(found, name, num_experts) / convolution if convolution else None
+def layer_overhead(found: Survey, name: str, banks: Mapping[str, Bank]) -> float | None:
+    """Mixing over convolution of a layer; None where it is not known, since it was not called or has no bank."""
+    convolution = convolution_macs(found, name) if name in banks else None
+    return mixing_macs(found, name, banks[name]) / convolution if convolution else None
 
 
-def too_dear(found: Survey, names: Sequence[str], num_experts: int, max_overhead: float | None) -> dict[str, str]:
+def too_dear(
+    found: Survey, names: Sequence[str], banks: Mapping[str, Bank], max_overhead: float | None
+) -> dict[str, str]:
     """Those of the layers whose overhead is above a limit, each with the reason for skipping it.
 
     Raises:
@@ -56,13 +60,13 @@ def too_dear(found: Survey, names: Sequence[str], num_experts: int, max_overhead
         raise ArgumentError(
             f"plan: max_overhead={max_overhead:g} needs the sizes of the maps; add input_size, such as (3, 224, 224)"
         )
-    overheads = {name: layer_overhead(found, name, num_experts) for name in names}
+    overheads = {name: layer_overhead(found, name, banks) for name in names}
     known = {name: overhead for name, overhead in overheads.items() if overhead is not None}
     dear = {name: overhead for name, overhead in known.items() if overhead > max_overhead}
     if known and len(dear) == len(known):
         least = min(known, key=lambda name: known[name])
         raise ArgumentError(
             f"plan: max_overhead={max_overhead:g} leaves no layer: the smallest overhead is {known[least]:.3g}, of "
-            f"{least}; pass that or more, fewer experts than {num_experts}, or larger images"
+            f"{least}; pass that or more, fewer experts, or larger images"
         )
     return {name: f"mixing costs {overhead:.1%}, above {max_overhead:.3g}" for name, overhead in dear.items()}

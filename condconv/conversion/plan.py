@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
 from torch import nn
 
 from condconv.arguments import a_module, choice, integer
+from condconv.banks import Bank
 from condconv.conversion.apply import Step, apply_steps, refuse_inference_form
 from condconv.conversion.overhead import convolution_macs, layer_overhead, mixing_macs, too_dear
 from condconv.conversion.select import Targets, select
 from condconv.conversion.sharing import Group, Sharing, share_routing
 from condconv.conversion.sites import Survey, survey
-from condconv.conversion.upcycle import constant_scale
+from condconv.conversion.upcycle import upcycle
 from condconv.counting.count import paper_cost
 from condconv.counting.table import render
 from condconv.counting.trace import Call, Inputs
-from condconv.errors import ConversionError
-from condconv.layers import RouterFactory
-from condconv.layers.base import made_router
+from condconv.errors import ConversionError, SiteError
+from condconv.layers import RouterFactory, made_router, site_of
 from condconv.routers import Router
 from condconv.variants import Share, Variant, variants
 
@@ -63,7 +64,7 @@ class Plan:
     macs_before: int | None
     _steps: tuple[Step, ...] = field(repr=False)
     _groups: tuple[Group, ...] = field(repr=False)
-    _router: RouterFactory = field(repr=False)
+    _router: RouterFactory | None = field(repr=False)
     _applied: bool = field(default=False, repr=False)
 
     @property
@@ -105,7 +106,7 @@ class Plan:
             reasons = Counter(layer.why for layer in self.layers)
             shown = "; ".join(f"{why} ({count})" for why, count in reasons.most_common(8))
             raise ConversionError(f"Plan.apply: no layer can be converted: {shown}")
-        made = apply_steps(self.model, self._steps, self._groups, self._router, self.num_experts, self.init)
+        made = apply_steps(self.model, self._steps, self._groups, self._router, self.init)
         self._applied = True
         return made
 
@@ -128,9 +129,7 @@ class Plan:
         """What a static network would do with the same multiply-adds: they grow with the square of the width."""
         if self.overhead is None:
             return ""
-        return (
-            f"\na static network of the same multiply-adds would be {math.sqrt(1 + self.overhead):.3f} times as wide"
-        )
+        return f"\na static network of the same multiply-adds would be {math.sqrt(1 + self.overhead):.3f} times as wide"
 
 
 def plan(
@@ -144,6 +143,7 @@ def plan(
     input_size: Inputs | None = None,
     router: RouterFactory | None = None,
     max_overhead: float | None = None,
+    **options: Any,
 ) -> Plan:
     """Plan the conversion of selected layers of any network; nothing is changed yet.
 
@@ -159,9 +159,10 @@ def plan(
         init: "upcycle" keeps the network's function exactly; "fresh" draws new experts.
         input_size: (C, *space) of one example, or example inputs. Without it depth is the order of the modules, and
             multiply-adds are unknown.
-        router: factory (in_channels, num_experts) → router; the variant's default where None.
+        router: factory (site, slices) → router; the variant's default where None.
         max_overhead: leave out layers whose mixing costs more than this share of their convolution, n / (H' W'); needs
             `input_size`. None: no limit.
+        options: what is special to the variant's paper; its layers take the same.
 
     Raises:
         UnknownNameError: no such variant.
@@ -170,29 +171,30 @@ def plan(
     """
     a_module("plan", "model", model)
     chosen = variants[variant]
-    n = integer("plan", "num_experts", chosen.num_experts if num_experts is None else num_experts, 1)
+    n = integer("plan", "num_experts", chosen.design.num_experts if num_experts is None else num_experts, 1)
+    chosen.design.check_options("plan", options)
     choice("plan", "init", init, ("upcycle", "fresh"))
-    if router is not None:
-        made_router("plan", router, 8, n)
     refuse_inference_form(model, "plan")
     found = survey(model, chosen, input_size)
     selection = select(found, targets, chosen)
-    names = [name for name, site in found.sites.items() if name in selection.chosen and site.obstacle is None]
-    dear = too_dear(found, names, n, max_overhead)
+    banks, unsuitable = _banks(found, chosen, n, options)
+    names = [name for name in found.sites if name in selection.chosen and name in banks]
+    dear = too_dear(found, names, banks, max_overhead)
     names = [name for name in names if name not in dear]
-    sharing = share_routing(found, names, chosen.share if share is _DEFAULT else share)
-    make = router or chosen.router
-    if init == "upcycle":
-        _check_gate(make, n)
-    steps = tuple(_step(found, name, chosen, sharing) for name in names)
-    rows = _Rows(found, sharing, make, n)
-    why_not = {**selection.why_not, **dear}
+    slices = {name: bank.slices for name, bank in banks.items()}
+    sharing = share_routing(found, names, chosen.share if share is _DEFAULT else share, slices)
+    rows = _Rows(found, sharing, banks, router or partial(chosen.design.make_router, options=options))
+    if init == "upcycle" and names:
+        rows.check_upcycling(names[0])
+    arguments = {"num_experts": n, **options}
+    steps = tuple(_step(found, name, chosen, sharing, arguments) for name in names)
+    why_not = {**selection.why_not, **dear, **unsuitable}
     skipped = {name: found.sites[name].obstacle or why_not.get(name, "") for name in found.sites}
     layers = [rows.converted(name) if name in names else rows.skipped(name, skipped[name]) for name in found.sites]
     layers += [rows.router(group) for group in sharing.groups]
     params = sum(p.numel() for p in model.parameters() if not isinstance(p, nn.parameter.UninitializedParameter))
     macs = None if found.trace is None else sum(sum(cost) for cost in paper_cost(model, found.trace)[0].values())
-    return Plan(model, chosen, n, init, tuple(layers), params, macs, steps, sharing.groups, make)
+    return Plan(model, chosen, n, init, tuple(layers), params, macs, steps, sharing.groups, router)
 
 
 def convert(
@@ -206,6 +208,7 @@ def convert(
     input_size: Inputs | None = None,
     router: RouterFactory | None = None,
     max_overhead: float | None = None,
+    **options: Any,
 ) -> nn.Module:
     """Plan and apply in one call: convert selected layers of `model` in place and return it (see `plan`).
 
@@ -221,49 +224,63 @@ def convert(
         input_size=input_size,
         router=router,
         max_overhead=max_overhead,
+        **options,
     )
     return made.apply()
 
 
-def _check_gate(make: RouterFactory, num_experts: int) -> None:
+def _banks(
+    found: Survey, variant: Variant, num_experts: int, options: Mapping[str, Any]
+) -> tuple[dict[str, Bank], dict[str, str]]:
+    """The bank, without memory, of each layer that can be converted; and why the variant cannot serve others."""
+    banks: dict[str, Bank] = {}
+    unsuitable: dict[str, str] = {}
     with torch.random.fork_rng(devices=[]):
-        constant_scale(make(4, num_experts), "plan")
+        for name, place in found.sites.items():
+            if place.obstacle is not None:
+                continue
+            try:
+                site = site_of(place.module, name, place.block)
+                banks[name] = variant.design.make_bank(site, num_experts, options, "meta")
+            except SiteError as error:
+                unsuitable[name] = str(error)
+    return banks, unsuitable
 
 
-def _step(found: Survey, name: str, variant: Variant, sharing: Sharing) -> Step:
+def _step(found: Survey, name: str, variant: Variant, sharing: Sharing, arguments: Mapping[str, Any]) -> Step:
     module = found.sites[name].module
     layer = variant.layer_for(module)
     assert layer is not None
-    return Step(name, module, layer, own_router=name in sharing.own)
+    return Step(name, module, layer, name in sharing.own, arguments)
 
 
 class _Rows:
     """The rows of the table: prices before and after, by the same rule as `count`."""
 
-    def __init__(self, found: Survey, sharing: Sharing, router: RouterFactory, num_experts: int) -> None:
+    def __init__(self, found: Survey, sharing: Sharing, banks: Mapping[str, Bank], router: RouterFactory) -> None:
         self._found = found
         self._own = sharing.own
+        self._banks = banks
         self._router = router
-        self._n = num_experts
         self._source = {name: group.source for group in sharing.groups for name in group.layers}
 
     def skipped(self, name: str, why: str) -> PlannedLayer:
         params, macs = self._before(name)
-        overhead = layer_overhead(self._found, name, self._n)
+        overhead = layer_overhead(self._found, name, self._banks)
         return PlannedLayer(name, self._found.sites[name].kind, False, why, params, params, macs, macs, overhead)
 
     def converted(self, name: str) -> PlannedLayer:
         site = self._found.sites[name]
         params, macs = self._before(name)
         calls = self._calls(name)
-        after = params * self._n
-        price = None if macs is None else macs + mixing_macs(self._found, name, self._n)
-        overhead = layer_overhead(self._found, name, self._n)
+        bank = self._banks[name]
+        after = sum(size for module in bank.modules() if isinstance(module, Bank) for _, size in module.sizes())
+        price = None if macs is None else macs + mixing_macs(self._found, name, bank)
+        overhead = layer_overhead(self._found, name, self._banks)
         if name not in self._own:
             why = self._source[name] or "the network"
             return PlannedLayer(name, site.kind, True, why, params, after, macs, price, overhead)
-        channels = cast(Any, site.module).in_features if site.kind == "linear" else cast(Any, site.module).in_channels
-        router = self._make(channels)
+        router = self._make(name)
         for call in calls:
             price = (price or 0) + _routing(router, cast(torch.Tensor, call.input), site.kind == "linear")
         why = "itself" + (f": {self._own[name]}" if self._own[name] else "")
@@ -271,7 +288,7 @@ class _Rows:
         return PlannedLayer(name, site.kind, True, why, params, after, macs, price, overhead)
 
     def router(self, group: Group) -> PlannedLayer:
-        router = self._make(group.in_channels)
+        router = self._make(group.layers[0], in_channels=group.in_channels, name=group.source)
         calls = self._calls(group.source)
         macs = None if self._found.trace is None else 0
         for call in calls:
@@ -281,9 +298,16 @@ class _Rows:
         before = None if macs is None else 0
         return PlannedLayer(name, "router", True, f"shared by {len(group.layers)}", 0, params, before, macs)
 
-    def _make(self, channels: int) -> Router:
+    def check_upcycling(self, name: str) -> None:
+        """Raise `ConversionError` where a router cannot be made constant, or its bank not start from that."""
+        bank = self._banks[name]
+        upcycle(bank, self._make(name), torch.empty(bank.kernel_shape, device="meta"), None, "plan")
+
+    def _make(self, layer: str, **changes: Any) -> Router:
+        place = self._found.sites[layer]
+        site = replace(site_of(place.module, layer, place.block), **changes)
         with torch.random.fork_rng(devices=[]):
-            return self._router(channels, self._n)
+            return made_router("plan", self._router, site, self._banks[layer].slices)
 
     def _calls(self, name: str) -> Sequence[Call]:
         return [] if self._found.trace is None else self._found.trace.of(name)

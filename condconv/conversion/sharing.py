@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from condconv.coefficients import Slices
 from condconv.conversion.select import matching_names
 from condconv.conversion.sites import Site, Survey
 from condconv.counting.trace import Call
@@ -37,8 +38,8 @@ class Sharing:
     own: dict[str, str]
 
 
-def share_routing(survey: Survey, names: Sequence[str], share: Share) -> Sharing:
-    """Distribute the layers to convert (`names`, by depth) over routers.
+def share_routing(survey: Survey, names: Sequence[str], share: Share, slices: Mapping[str, Slices]) -> Sharing:
+    """Distribute the layers to convert (`names`, by depth) over routers; only those with the same slices share one.
 
     Raises:
         ArgumentError: `share` is none of "block", "network", None, a positive number or {name: regex}; a regex matches
@@ -49,7 +50,7 @@ def share_routing(survey: Survey, names: Sequence[str], share: Share) -> Sharing
     wanted = _wanted(survey, names, share)
     groups, own = [], {name: "in no block" for name in names}
     for source, layers in wanted:
-        group, alone = _group(survey, source, layers)
+        group, alone = _group(survey, source, layers, slices)
         for name in layers:
             own.pop(name, None)
         own.update(alone)
@@ -108,7 +109,9 @@ def _source_of(survey: Survey, layers: Sequence[str]) -> str:
     return ""
 
 
-def _group(survey: Survey, source: str, layers: Sequence[str]) -> tuple[Group | None, dict[str, str]]:
+def _group(
+    survey: Survey, source: str, layers: Sequence[str], slices: Mapping[str, Slices]
+) -> tuple[Group | None, dict[str, str]]:
     """Return the group of the layers that can share, and the reasons of those that cannot."""
     module = survey.model.get_submodule(source)
     if module in [survey.sites[name].module for name in layers]:
@@ -125,6 +128,11 @@ def _group(survey: Survey, source: str, layers: Sequence[str]) -> tuple[Group | 
         return None, dict.fromkeys(layers, shape)
     inside = all(_is_inside(name, source) for name in layers)
     alone = {name: why for name in layers if (why := _why_alone(survey, name, layers[0], source, not inside))}
+    alone |= {
+        name: f"needs {slices[name]} coefficients, the first layer {slices[layers[0]]}"
+        for name in layers
+        if slices[name] != slices[layers[0]]
+    }
     together = tuple(name for name in layers if name not in alone)
     group = Group(source, together, *shape, spans_blocks=not inside) if together else None
     return group, alone

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from condconv.arguments import a_module
-from condconv.banks import PackedBank
+from condconv.banks import Bank
 from condconv.counting.executed import DispatchCount, WatchExecution
 from condconv.counting.rules import Macs, kind_of, paper_macs
 from condconv.counting.table import Count, Row
@@ -133,13 +132,12 @@ def _params(modules: dict[str, nn.Module], rows: Iterable[str]) -> Counter[str]:
 
 
 def _own_sizes(module: nn.Module) -> Iterator[tuple[int, int]]:
-    """Identity and elements of a module's own parameters; packed experts are buffers, but count as they did before."""
+    """Identity and elements of a module's own parameters; a bank says it itself."""
+    if isinstance(module, Bank):
+        yield from module.sizes()
+        return
     for parameter in module.parameters(recurse=False):
         yield id(parameter), parameter.numel()
-    if isinstance(module, PackedBank):
-        yield id(module.packed), module.num_experts * math.prod(module.kernel_shape)
-        if module.bias is not None:
-            yield id(module.bias), module.bias.numel()
 
 
 def _uncounted(modules: dict[str, nn.Module], rows: Iterable[str], watched: Trace) -> list[str]:

@@ -11,6 +11,7 @@ from typing import NamedTuple, cast
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from condconv.banks import Bank
 from condconv.layers import ConditionalLayer
 from condconv.routers import Router
 
@@ -26,7 +27,7 @@ class Macs(NamedTuple):
     convolution: int = 0
     """Convolving (or multiplying by a linear layer's matrix) with a kernel that is ready."""
     mixing: int = 0
-    """Making that kernel from experts."""
+    """What a bank does beside it: making that kernel from experts, scaling maps."""
     routing: int = 0
     """A router's linear layers."""
     pooling: int = 0
@@ -61,22 +62,32 @@ def paper_macs(module: nn.Module, x: Tensor, y: Tensor) -> Macs:
     if isinstance(module, Router):
         batch, cost = x.shape[0], module.macs(x.shape[2:])
         return Macs(routing=batch * cost["linear"], pooling=batch * cost["pool"])
+    mixing = 0
     if isinstance(module, ConditionalLayer):
-        kernel, n = module.bank.kernel_shape, module.num_experts
-        rank = len(kernel) - 2
-        linear, transposed = issubclass(module.static_type, nn.Linear), module.geometry.transposed
+        kernel = module.bank.kernel_shape
+        transposed = module.geometry.transposed
+        mixing = bank_macs(module.bank, x, y, issubclass(module.static_type, nn.Linear))
     elif _is_timm_cond_conv(module):
-        kernel, n = cast("tuple[int, ...]", module.weight_shape), cast(int, module.num_experts)
-        rank, linear, transposed = 2, False, False
+        kernel, transposed = cast("tuple[int, ...]", module.weight_shape), False
+        mixing = (1 if x.dim() == 3 else x.shape[0]) * cast(int, module.num_experts) * math.prod(kernel)
     elif isinstance(module, (_ConvNd, nn.Linear)):
-        kernel, n, rank = tuple(module.weight.shape), 0, module.weight.dim() - 2
-        linear, transposed = isinstance(module, nn.Linear), getattr(module, "transposed", False)
+        kernel = tuple(module.weight.shape)
+        transposed = getattr(module, "transposed", False)
     else:
         return Macs(pooling=2 * x.numel())
     # Every input element of a transposed convolution meets O/g·K weights, every output element of another one I/g·K.
     applied = x.numel() * math.prod(kernel[1:]) if transposed else y.numel() * math.prod(kernel[1:])
-    single = x.dim() == 1 if linear else x.dim() == rank + 1
-    return Macs(convolution=applied, mixing=(1 if single else x.shape[0]) * n * math.prod(kernel))
+    return Macs(convolution=applied, mixing=mixing)
+
+
+def bank_macs(bank: Bank, x: Tensor, y: Tensor, linear: bool) -> int:
+    """Multiply-adds of a bank in a call that maps x to y, beside the convolution itself."""
+    if linear:
+        batch = 1 if x.dim() == 1 else x.shape[0]
+        return batch * bank.macs(x.shape[1:-1], y.shape[1:-1])
+    rank = len(bank.kernel_shape) - 2
+    batch = 1 if x.dim() == rank + 1 else x.shape[0]
+    return batch * bank.macs(x.shape[-rank:], y.shape[-rank:])
 
 
 def _is_timm_cond_conv(module: nn.Module) -> bool:

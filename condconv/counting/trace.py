@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from condconv.banks import Bank
 from condconv.errors import argument_error
 
 Inputs = Sequence[int] | Tensor | Sequence[Any]
@@ -127,11 +128,12 @@ class Recorder(TorchFunctionMode):
 
     @property
     def running(self) -> tuple[str, nn.Module]:
-        """Name and module of the innermost call that is going on; the model itself before the first."""
-        if not self._stack:
-            return "", self._model
-        name, index = self._stack[-1]
-        return name, self.trace.calls[index].module
+        """Name and module of the innermost call that is going on, a bank's being its layer's; the model before all."""
+        for name, index in reversed(self._stack):
+            module = self.trace.calls[index].module
+            if not isinstance(module, Bank):
+                return name, module
+        return "", self._model
 
     def __enter__(self) -> Recorder:
         self._exit = ExitStack()

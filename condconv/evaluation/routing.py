@@ -9,25 +9,35 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from condconv.analysis.measures import DEAD_SHARE
-from condconv.analysis.totals import HIGH, LOW
+from condconv.analysis.totals import HIGH, nearly_always, off_below
 from condconv.data import IGNORED
+from condconv.layers import ConditionalLayer
+from condconv.routing_hooks import part_names
 
 
 def experts_by_layer(model: nn.Module) -> dict[str, int]:
-    """Name → number of experts of every conditional layer, in the order of the modules."""
-    from condconv.layers import ConditionalLayer
+    """Name → number of coefficients, of every slice of every conditional layer's routing, in the order of the modules.
 
-    return {name: module.num_experts for name, module in model.named_modules() if isinstance(module, ConditionalLayer)}
+    The names are those of `condconv.routing_hooks.part_names`: the layer's own, where its experts are all there is.
+    """
+    return {
+        label: part.length
+        for name, layer in _layers(model)
+        for label, part in zip(part_names(name, layer.slices), layer.slices.parts, strict=True)
+    }
 
 
 def routed_together(model: nn.Module) -> dict[str, tuple[str, ...]]:
     """The conditional layers by router: the first layer of each → all that use the same coefficients."""
-    by_router: dict[int, list[str]] = {}
-    for name in experts_by_layer(model):
-        layer = model.get_submodule(name)
-        by_router.setdefault(id(getattr(layer, "scope", None) or layer), []).append(name)
+    by_router: dict[tuple[int, str], list[str]] = {}
+    for name, layer in _layers(model):
+        for label, part in zip(part_names(name, layer.slices), layer.slices.names, strict=True):
+            by_router.setdefault((id(layer.scope or layer), part), []).append(label)
     return {names[0]: tuple(names) for names in by_router.values()}
+
+
+def _layers(model: nn.Module) -> list[tuple[str, ConditionalLayer]]:
+    return [(name, layer) for name, layer in model.named_modules() if isinstance(layer, ConditionalLayer)]
 
 
 class RouterHealth(NamedTuple):
@@ -107,8 +117,8 @@ class RoutingStatistics(Metric):
         return RouterHealth(
             experts=len(low),
             entropy=float(self.entropy[index] / seen),
-            dead=tuple((low >= DEAD_SHARE * seen).nonzero().flatten().tolist()),
-            always_on=tuple((high >= DEAD_SHARE * seen).nonzero().flatten().tolist()),
+            dead=nearly_always(low, int(seen)),
+            always_on=nearly_always(high, int(seen)),
             bimodality=2 * min(near_zero, near_one),
         )
 
@@ -117,18 +127,11 @@ class RoutingStatistics(Metric):
         return state
 
 
-def off_below(experts: int) -> float:
-    """Below what a coefficient counts as off: 0.05 as in `condconv.analysis`, but at most a fifth of an equal share.
-
-    A softmax over many experts would otherwise be dead from the start.
-    """
-    return min(LOW, 0.2 / experts)
-
-
 def normalised_entropy(coefficients: Tensor) -> Tensor:
     """Entropy of each example's coefficients, normalised as in `RoutingStatistics`: (B, n) → (B,)."""
     experts = coefficients.shape[1]
     if experts == 1:
         return torch.zeros(len(coefficients), dtype=coefficients.dtype, device=coefficients.device)
-    shares = coefficients / coefficients.sum(dim=1, keepdim=True)
+    weights = coefficients.abs()  # Not every gate is positive.
+    shares = weights / weights.sum(dim=1, keepdim=True)
     return torch.special.entr(shares).sum(dim=1) / torch.log(torch.tensor(float(experts)))

@@ -1,6 +1,6 @@
 """Execution strategies: how to convolve each example with its own kernel. They know no router, no bank, no paper."""
 
-from condconv.execution.pins import Pins, Question, machine_of, pinned, question, tensors
+from condconv.execution.pins import Pins, Question, machine_of, pinned, question
 from condconv.execution.planner import (
     AUTO,
     Strategy,
@@ -8,6 +8,7 @@ from condconv.execution.planner import (
     choose,
     execute,
     executed_macs,
+    refusal,
     strategies,
     use_strategy,
     watch_execution,
@@ -25,8 +26,8 @@ __all__ = [
     "machine_of",
     "pinned",
     "question",
+    "refusal",
     "strategies",
-    "tensors",
     "use_strategy",
     "watch_execution",
 ]

@@ -6,11 +6,15 @@ import math
 from collections.abc import Sequence
 
 from condconv.geometry import ConvGeometry
-from condconv.lowered import Kernels, Lowered, Mixture, Packed
+from condconv.lowered import Kernels, Lowered, Mixture, Packed, Scaled, Static
 
 
 def batch_of(lowered: Lowered) -> int:
     """Return B."""
+    if isinstance(lowered, Static):
+        return lowered.batch
+    if isinstance(lowered, Scaled):
+        return batch_of(lowered.inner)
     return (lowered.weight if isinstance(lowered, Kernels) else lowered.coefficients).shape[0]
 
 
@@ -20,7 +24,7 @@ def mixed_kernel_macs(lowered: Lowered, geometry: ConvGeometry, input_size: Sequ
     Scaling int8 experts is one more multiplication for each of their weights, whatever the batch.
     """
     mixing = 0
-    if not isinstance(lowered, Kernels):
+    if isinstance(lowered, Mixture | Packed):
         scaled = isinstance(lowered, Packed) and lowered.scale is not None
         mixing = (batch_of(lowered) + scaled) * lowered.num_experts * math.prod(lowered.kernel_shape)
     return mixing, batch_of(lowered) * geometry.macs(lowered.kernel_shape, input_size)

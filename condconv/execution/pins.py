@@ -35,7 +35,7 @@ class Question(NamedTuple):
     autocast: torch.dtype | None
     """What autocast casts to, or None outside of it."""
     form: str
-    """Mixture, Packed or Kernels."""
+    """The class of the lowered form."""
     training: bool
     """Whether a gradient will be asked for."""
     threads: int
@@ -59,11 +59,6 @@ def question(x: Tensor, lowered: Lowered) -> Question:
         needs_gradient(x, lowered),
         torch.get_num_threads() if device.type == "cpu" else 0,
     )
-
-
-def tensors(lowered: Lowered) -> list[Tensor]:
-    """The tensors among the parts of a lowered form."""
-    return [part for part in lowered if isinstance(part, Tensor)]
 
 
 def pinned(pins: Pins, x: Tensor, lowered: Lowered) -> str:

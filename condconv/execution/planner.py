@@ -12,6 +12,7 @@ from torch import Tensor
 
 from condconv.context import ContextStack
 from condconv.errors import StrategyError
+from condconv.execution import scaled
 from condconv.execution.batched_gemm import BatchedGemm
 from condconv.execution.fitted import Shape, instructions_here, ranking
 from condconv.execution.grouped import Grouped
@@ -19,9 +20,10 @@ from condconv.execution.mixture_of_experts import MixtureOfExperts
 from condconv.execution.native.strategy import Native, needs_gradient
 from condconv.execution.native.triton_strategy import Triton
 from condconv.execution.reference import Reference
+from condconv.execution.static import StaticKernel
 from condconv.func_transforms import transformed
 from condconv.geometry import ConvGeometry
-from condconv.lowered import Kernels, Lowered, Mixture, Packed
+from condconv.lowered import Lowered, Mixture, Packed, Scaled, Static, kernels_of
 from condconv.registry import Registry
 
 AUTO = "auto"
@@ -51,7 +53,7 @@ class Strategy(Protocol):
 
 
 strategies: Registry[Strategy] = Registry("strategy")
-for _strategy in (Reference(), Grouped(), BatchedGemm(), MixtureOfExperts(), Native(), Triton()):
+for _strategy in (Reference(), Grouped(), BatchedGemm(), MixtureOfExperts(), StaticKernel(), Native(), Triton()):
     strategies.register(_strategy.name, _strategy)
 
 Watcher = Callable[[str, Tensor, Lowered, ConvGeometry], None]
@@ -89,8 +91,10 @@ def executed_macs(
 
     A native operator's strategy declares its own; the counted number of `condconv.counting` must equal it.
     """
+    if isinstance(lowered, Scaled):
+        return scaled.macs(strategies[strategy], input_shape, lowered, geometry)
     mixing, convolution = strategies[strategy].macs(lowered, geometry, input_shape[2:])
-    if not isinstance(lowered, Kernels) and lowered.expert_bias is not None:
+    if isinstance(lowered, Mixture | Packed) and lowered.expert_bias is not None:
         mixing += lowered.coefficients.shape[0] * lowered.expert_bias.numel()
     return mixing, convolution
 
@@ -116,10 +120,16 @@ def choose(x: Tensor, lowered: Lowered, geometry: ConvGeometry, strategy: str, w
     pinned = held[-1] if held else strategy
     if pinned == AUTO:
         return _plan(x, lowered, geometry)
-    reason = strategies[pinned].supports(lowered, geometry)
+    reason = refusal(pinned, x, lowered, geometry)
     if reason is not None:
         raise StrategyError(f"{where}: strategy={pinned!r} cannot serve it: {reason}; use strategy='auto'")
     return pinned
+
+
+def refusal(strategy: str, x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> str | None:
+    """Return why a strategy cannot convolve x with a lowered form, or None if it can."""
+    core = scaled.core_form(x, lowered, geometry) if isinstance(lowered, Scaled) else lowered
+    return strategies[strategy].supports(core, geometry)
 
 
 def _plan(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> str:
@@ -142,6 +152,10 @@ def _fastest(x: Tensor, lowered: Lowered, geometry: ConvGeometry, compiling: boo
     The native operator serves packed experts, and compiled code, which takes it as it is. Otherwise what was measured
     has the word on a CPU, and rules of thumb where that is silent: on other devices, and while compiling.
     """
+    if isinstance(lowered, Scaled):
+        lowered = scaled.core_form(x, lowered, geometry)
+    if isinstance(lowered, Static):
+        return "static"
     if compiling and torch.compiler.is_exporting():
         return "batched_gemm"  # The only one whose shapes may all be dynamic in the batch.
     if isinstance(lowered, Mixture) and lowered.experts.shape[0] == 1:
@@ -178,7 +192,7 @@ def _measured(x: Tensor, lowered: Lowered, geometry: ConvGeometry, training: boo
     last = x.shape[1] == 1 or x.stride(1) == 1
     positions = math.prod(geometry.output_size(x.shape[2:], shape[2:]))
     stride = math.prod(geometry.stride) ** (1 / geometry.rank)
-    experts = 1 if isinstance(lowered, Kernels) else lowered.num_experts
+    experts = lowered.num_experts if isinstance(lowered, Mixture | Packed) else 1
     sizes = x.shape[0], positions, x.shape[1], out_channels, groups, taps, stride, experts
     return ranking(Shape(kind, last, training, *sizes), instructions_here())
 
@@ -199,9 +213,12 @@ def execute(x: Tensor, lowered: Lowered, geometry: ConvGeometry, strategy: str) 
         y = _empty_output(x, lowered, geometry)
     else:
         chosen = strategies[strategy]
-        y = chosen(x, lowered, geometry)
-        if chosen.adds_bias:
-            return y
+        if type(lowered) is Scaled:
+            y = scaled.convolve(x, lowered, geometry, chosen)
+        else:
+            y = chosen(x, lowered, geometry)
+            if chosen.adds_bias:
+                return y
     bias = lowered.bias
     return y if bias is None else y + bias.to(y.dtype).reshape(*bias.shape, *[1] * geometry.rank)
 
@@ -210,5 +227,5 @@ def _empty_output(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> Tensor
     """The output for a batch of no examples, attached to the graph so that gradients are zero, not missing."""
     shape = lowered.kernel_shape
     out = x.new_zeros((0, geometry.out_channels(shape), *geometry.output_size(x.shape[2:], shape[2:])))
-    kernels = lowered.weight if isinstance(lowered, Kernels) else lowered.mix()
+    kernels = kernels_of(lowered, out.dtype)
     return out + kernels.sum().to(out.dtype) + x.sum()

@@ -39,6 +39,11 @@ def plain_form(model: nn.Module) -> nn.Module:
                 f"export: {name or 'the model'} has no router, and an exported network takes its image alone; build "
                 "the layer with a router"
             )
+        if not isinstance(layer.bank, PackedBank):
+            raise ConversionError(
+                f"export: {name or 'the model'} is a {type(layer).__name__}, and only mixtures of whole kernels are "
+                "written; export the network that condconv.collapse makes of it"
+            )
         made = replace_layer(made, layer, PlainLayer(layer))
     for module in list(made.modules()):
         if isinstance(module, Router):
@@ -99,9 +104,10 @@ class PlainLayer(nn.Module):
         self.router = layer.router
         self.convolution = Convolution(layer)
         self.kernel_shape = bank.kernel_shape
-        self.register_buffer("experts", bank.weight.flatten(1))  # n |W|
-        self.register_buffer("expert_bias", bank.bias)  # n O
-        self.register_buffer("shift", bank.shift)  # O
+        experts, expert_bias, shift = bank.unpacked()
+        self.register_buffer("experts", experts.flatten(1))  # n |W|
+        self.register_buffer("expert_bias", expert_bias)  # n O
+        self.register_buffer("shift", shift)  # O
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
@@ -149,6 +155,8 @@ class Convolution(nn.Module):
         self.prepad = [] if self.linear else of._prepad
         self.mode = "constant" if self.linear or of.padding_mode == "zeros" else of.padding_mode
         self.same = (of.kernel_size, of.stride, of.dilation) if is_same_padded(layer) else None
+        self.pointwise_as_product = False
+        """For runtimes that are slow where the weight of a convolution is no constant."""
 
     def forward(self, x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
         """X (B, I, *space), or (B, *positions, I) of a linear layer, with one kernel for all examples."""
@@ -158,4 +166,7 @@ class Convolution(nn.Module):
             x = pad_same(x, *self.same)
         if self.prepad:
             x = F.pad(x, self.prepad, mode=self.mode)
+        if self.pointwise_as_product and self.geometry.is_pointwise(kernel.shape):
+            y = (kernel.flatten(1) @ x.flatten(2)).unflatten(2, x.shape[2:])  # B O *space
+            return y if bias is None else y + bias.reshape(-1, *[1] * self.geometry.rank)
         return self.geometry.convolve(x, kernel, bias)

@@ -21,9 +21,10 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
+from condconv.banks import Affine, scale_outputs
 from condconv.conversion.sites import layer_obstacle
 from condconv.layers import ConditionalLayer
 
@@ -133,22 +134,13 @@ def _can_fold(convolution: nn.Module, norm: nn.Module) -> bool:
     return isinstance(convolution, _ConvNd) and layer_obstacle(convolution) is None
 
 
-def factor_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
+def factor_and_shift(norm: Any) -> Affine:
     """Return s and t, (O,) each, in f64."""
     factor = (norm.running_var.double() + norm.eps).rsqrt()
     if norm.weight is not None:
         factor = factor * norm.weight.double()
     shift = -factor * norm.running_mean.double()
-    return factor, shift if norm.bias is None else shift + norm.bias.double()
-
-
-def scaled(kernels: Tensor, factor: Tensor, groups: int, transposed: bool) -> Tensor:
-    """Return kernels (n, O, I/g, *k), or (n, I, O/g, *k) transposed, with output channels times factor (O,); in f64."""
-    ones = [1] * (kernels.dim() - 3)
-    if not transposed:
-        return kernels.double() * factor.reshape(-1, 1, *ones)
-    by_group = kernels.double().unflatten(1, (groups, -1))  # n g I/g O/g *k
-    return (by_group * factor.reshape(groups, 1, -1, *ones)).flatten(1, 2)
+    return Affine(factor, shift if norm.bias is None else shift + norm.bias.double())
 
 
 @torch.no_grad()
@@ -156,7 +148,7 @@ def fold_static(convolution: Any, norm: nn.Module) -> None:
     """Fold a norm into a convolution of torch.nn, in place; the norm is still to be removed."""
     factor, shift = factor_and_shift(norm)
     weight = convolution.weight
-    kernel = scaled(weight.unsqueeze(0), factor, convolution.groups, convolution.transposed)[0]
+    kernel = scale_outputs(weight.unsqueeze(0), factor, convolution.groups, convolution.transposed)[0]
     bias = shift if convolution.bias is None else shift + factor * convolution.bias.double()
     convolution.weight = nn.Parameter(kernel.to(weight.dtype), requires_grad=False)
     convolution.bias = nn.Parameter(bias.to(weight.dtype), requires_grad=False)

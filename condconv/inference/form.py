@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
 from condconv.arguments import a_module, choice, number
-from condconv.banks import PackedBank
+from condconv.banks import Packing
 from condconv.conversion.apply import conditional_layers, forget_originals, refuse_inference_form
 from condconv.errors import ConversionError
 from condconv.inference.folding import (
@@ -29,14 +29,16 @@ from condconv.inference.folding import (
     find_pairs,
     fold_static,
     is_batch_norm,
-    scaled,
     without_norm,
 )
 from condconv.layers import ConditionalLayer
-from condconv.packed import STORAGES, all_finite
+from condconv.packed import STORAGES
 from condconv.routers import Router
 
 _log = logging.getLogger("condconv")
+
+ExpertStorage = Literal["f32", "bf16", "int8"]
+RestStorage = Literal["f32", "bf16"]
 
 _REST = {"f32": torch.float32, "bf16": torch.bfloat16}
 _CLOSED = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.jit.ScriptModule)
@@ -71,8 +73,8 @@ class InferenceForm:
 
 def optimize_for_inference(
     model: nn.Module,
-    experts: Literal["f32", "bf16", "int8"] = "f32",
-    rest: Literal["f32", "bf16"] = "f32",
+    experts: ExpertStorage = "f32",
+    rest: RestStorage = "f32",
     skip_below: float = 0.0,
 ) -> nn.Module:
     """Return a copy of a network for inference: faster, smaller, in eval mode; the argument is not touched.
@@ -144,28 +146,14 @@ def _check(model: nn.Module) -> None:
 def _pack(model: nn.Module, pairs: Sequence[Pair], storage: str, threshold: float) -> tuple[str, ...]:
     """Pack the experts of every conditional layer, the factor of the norm behind it included; return their names."""
     norm_of = {pair.convolution: model.get_submodule(pair.norm) for pair in pairs}
-    layers = tuple(conditional_layers(model))
+    layers, packing = tuple(conditional_layers(model)), Packing(storage, threshold)
     for name, layer in layers:
-        layer.bank = _packed_bank(name, layer, norm_of.get(name), storage, threshold)
+        norm = norm_of.get(name)
+        try:
+            layer.bank = layer.bank.pack(packing, None if norm is None else factor_and_shift(norm))
+        except ConversionError as error:
+            raise ConversionError(f"optimize_for_inference: {name or 'the model'}: {error}") from None
     return tuple(name for name, _ in layers)
-
-
-@torch.no_grad()
-def _packed_bank(
-    name: str, layer: ConditionalLayer, norm: nn.Module | None, storage: str, threshold: float
-) -> PackedBank:
-    experts, bias, shift = layer.weight, layer.bias, None
-    if (storage == "int8" or threshold > 0) and not all_finite(experts):
-        needs = "int8 experts" if storage == "int8" else f"skip_below={threshold:g}"
-        raise ConversionError(
-            f"optimize_for_inference: {name or 'the model'}: has experts that are NaN or infinite, which {needs} would "
-            "hide; look for what spoiled them (condconv.detect_nonfinite)"
-        )
-    if norm is not None:
-        factor, shift = factor_and_shift(norm)
-        experts = scaled(experts, factor, layer.geometry.groups, layer.geometry.transposed)
-        bias = None if bias is None else bias.double() * factor
-    return PackedBank(experts, bias, shift, layer.geometry.groups, storage, threshold)
 
 
 def _store(model: nn.Module, dtype: torch.dtype) -> None:

@@ -1,12 +1,13 @@
 """The drop-in layers. A variant (`condconv.variants`) gives them their name, default router and number of experts."""
 
-from condconv.layers.base import ConditionalLayer, RouterChoice, RouterFactory, last_strategy
+from condconv.layers.base import ConditionalLayer, RouterChoice, last_strategy, site_of
 from condconv.layers.conv import (
     ConditionalConv1d,
     ConditionalConv2d,
     ConditionalConv3d,
     ConditionalConvTranspose2d,
 )
+from condconv.layers.design import Design, RouterFactory, made_router
 from condconv.layers.linear import ConditionalLinear
 
 __all__ = [
@@ -16,7 +17,10 @@ __all__ = [
     "ConditionalConvTranspose2d",
     "ConditionalLayer",
     "ConditionalLinear",
+    "Design",
     "RouterChoice",
     "RouterFactory",
     "last_strategy",
+    "made_router",
+    "site_of",
 ]

@@ -1,36 +1,38 @@
 """What every conditional layer is made of: router + bank + geometry + strategy.
 
-Shapes: B batch, n experts, O/I output/input channels, g groups, *k kernel, *space positions.
+Shapes: B batch, D coefficients, O/I output/input channels, g groups, *k kernel, *space positions.
 
-    coefficients = router(x)                       (B, n)
-    W(x) = Σᵢ coefficientsᵢ Wᵢ                     (B, O, I/g, *k)
+    coefficients = router(x)                       (B, D)
+    W(x), b(x) = bank(coefficients)                (B, O, I/g, *k), (B, O)
     y[b] = W(x)[b] * x[b] + b(x)[b]                (B, O, *space)
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from condconv.arguments import MOST_ELEMENTS, a_module, a_tensor, flag, integer
-from condconv.banks import DenseBank, PackedBank
+from condconv.arguments import a_module, a_tensor, flag, integer
+from condconv.banks import Bank
+from condconv.coefficients import MIXING, Slices
 from condconv.errors import RoutingError, ShapeError, argument_error
 from condconv.execution import AUTO, Pins, check_strategy, choose, execute, pinned
 from condconv.geometry import ConvGeometry
-from condconv.lowered import Mixture, Packed
+from condconv.layers.design import Design, RouterFactory, made_router
 from condconv.reuse import reuse
 from condconv.routers import Router, RoutingScope
 from condconv.routing_hooks import run_hooks
-
-RouterFactory = Callable[[int, int], Router]
-"""(in_channels, num_experts) → router."""
+from condconv.site import ConvSite
 
 RouterChoice = RouterFactory | Literal[False] | None
-"""A factory, None for the variant's default router, or False for no router of its own."""
+"""A factory (site, slices) → router, None for the variant's default router, or False for no router of its own."""
+
+POINTWISE = ConvGeometry(stride=(1,), padding=(0,), dilation=(1,))
+"""That of a linear layer: its positions are one dimension, its matrix is a kernel of one tap."""
 
 _CAST = (torch.float32, torch.bfloat16, torch.float16)
 """What autocast casts."""
@@ -47,70 +49,82 @@ class ConditionalLayer(nn.Module):
     """
 
     static_type: ClassVar[type[nn.Module]]
-    default_num_experts: ClassVar[int]
+    design: ClassVar[Design]
 
-    bank: DenseBank | PackedBank
+    bank: Bank
     router: Router | None
     scope: RoutingScope | None
     geometry: ConvGeometry
+    site: ConvSite
     in_channels: int
     out_channels: int
 
-    @staticmethod
-    def default_router(in_channels: int, num_experts: int) -> Router:
-        """Return the variant's router."""
-        raise NotImplementedError
-
     def _set_up(
         self,
+        site: ConvSite,
         num_experts: int | None,
         router: RouterChoice,
         strategy: str,
-        kernel_shape: tuple[int, ...],
-        bias: bool,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
+        options: Mapping[str, Any],
     ) -> None:
-        """Make bank and router; the geometry is known by now."""
-        n = self.default_num_experts if num_experts is None else integer(self._where(), "num_experts", num_experts, 1)
-        flag(self._where(), "bias", bias)
+        """Make bank and router."""
+        where, design = self._where(), self.design
+        n = design.num_experts if num_experts is None else integer(where, "num_experts", num_experts, 1)
+        flag(where, "bias", site.bias)
         if not (router is None or router is False or callable(router)):
-            rule = "must be a function (in_channels, num_experts) → router, None or False"
-            raise argument_error(self._where(), "router", router, rule, "pass None for the variant's default")
-        if math.prod((n, *kernel_shape)) > MOST_ELEMENTS:
-            rule = f"makes experts of shape {(n, *kernel_shape)}, more than a tensor can have"
-            raise argument_error(self._where(), "num_experts", n, rule, "reduce it, the channels or the kernel")
-        self.num_experts = n
+            rule = "must be a function (site, slices) → router, None or False"
+            raise argument_error(where, "router", router, rule, "pass None for the variant's default")
+        design.check_options(where, options)
+        self.site, self.options = site, dict(options)
         self.strategy = check_strategy(strategy)
         self.pins: Pins = {}  # What `condconv.tune` measured; heeded where strategy is "auto".
         self.path = ""
         self.scope = None
         self._last_strategy: str | None = None
-        self.bank = DenseBank(n, kernel_shape, self.out_channels if bias else None, device, dtype)
+        named = dataclasses.replace(site, name=where)
+        self.bank = design.make_bank(named, n, options, device, dtype)
+        self.num_experts = self.slices.length(MIXING) or 1
+        self.num_coefficients = self.slices.size
         if router is False:
             self.router = None
         else:
-            made = made_router(self._where(), router or self.default_router, self.in_channels, n)
-            if made.num_experts != n:
-                rule = f"makes {made.num_experts} coefficients, not the layer's {n}"
-                raise argument_error(self._where(), "router", type(made).__name__, rule, "use what it is given")
+            made = made_router(where, router or self.default_router, named, self.slices)
             self.router = made.to(device=device, dtype=dtype)
+
+    def default_router(self, site: ConvSite, slices: Slices) -> Router:
+        """Return the variant's router, as this layer's options make it."""
+        return self.design.make_router(site, slices, self.options)
+
+    @property
+    def slices(self) -> Slices:
+        """What its coefficients mean."""
+        return self.bank.slices
 
     @property
     def weight(self) -> Tensor:
-        """The experts, (n, *shape of the static layer's weight): a parameter, but in an inference form."""
-        return self.bank.weight
+        """The experts of a dense bank, (n, *shape of the static layer's weight): `layer.bank.weight`."""
+        return self.bank.weight  # type: ignore[return-value]
 
     @property
     def bias(self) -> Tensor | None:
-        """The experts' biases, (n, O), or None."""
-        return self.bank.bias
+        """The experts' biases of a dense bank, (n, O), or None: `layer.bank.bias`."""
+        return self.bank.bias  # type: ignore[return-value]
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Refuse what pruning and weight normalisation would put beside the bank's own parameters."""
+        if name.startswith(("weight", "bias")):
+            rule = "is a parameter of layer.bank, and only read here"
+            remedy = "apply it to layer.bank, by the names of layer.bank.named_parameters()"
+            raise argument_error(self._where(), "name", name.partition("_")[0], rule, remedy)
+        super().register_parameter(name, param)
 
     def _where(self) -> str:
         return f"{self.path} ({type(self).__name__})" if getattr(self, "path", "") else type(self).__name__
 
     def _route(self, x: Tensor, coefficients: Tensor | None, batch: int | None) -> Tensor:
-        """Return the coefficients (B, n) for x (B, C, *space); `batch` is B, or None while FX traces."""
+        """Return the coefficients (B, D) for x (B, C, *space); `batch` is B, or None while FX traces."""
         if batch is not None and not (x.dtype.is_floating_point and x.layout is torch.strided):
             given, rule = f"{x.dtype}, {x.layout}", "is no dense tensor of real floating-point numbers"
             raise argument_error(self._where(), "input", given, rule, "convert the input, as by x.to_dense().float()")
@@ -120,28 +134,31 @@ class ConditionalLayer(nn.Module):
             if self.scope is not None:
                 coefficients = self.scope.borrow(self._where())
             elif self.router is not None:
-                coefficients = self.router(x)
+                try:
+                    coefficients = self.router(x)
+                except ShapeError as error:  # What a router says of a batch gets the layer's name.
+                    raise ShapeError(f"{self._where()}: {error}") from None
             else:
                 raise RoutingError(
-                    f"{self._where()}: has no router; pass coefficients= of shape (B, {self.num_experts}), or build it "
-                    "with a router"
+                    f"{self._where()}: has no router; pass coefficients= of shape (B, {self.num_coefficients}), or "
+                    "build it with a router"
                 )
         if batch is None:
             return coefficients
-        if coefficients.shape != (batch, self.num_experts):
+        if coefficients.shape != (batch, self.num_coefficients):
             raise ShapeError(
                 f"{self._where()}: coefficients of shape {tuple(coefficients.shape)} for an input of {batch} examples; "
-                f"they must have shape (B, n) = ({batch}, {self.num_experts})"
+                f"they must have shape (B, {self.slices}) = ({batch}, {self.num_coefficients})"
                 + ("; a block that regroups its batch needs share=None" if self.scope is not None else "")
             )
         return run_hooks(self, coefficients)
 
     def _lower(self, coefficients: Tensor) -> Any:
-        """Return what the bank makes of coefficients (B, n)."""
+        """Return what the bank makes of coefficients (B, D)."""
         bank: Any = self._modules["bank"]  # An nn.Module finds its attributes slowly.
         return bank(coefficients)
 
-    def _convolve(self, x: Tensor, lowered: Mixture | Packed, geometry: ConvGeometry) -> Tensor:
+    def _convolve(self, x: Tensor, lowered: Any, geometry: ConvGeometry) -> Tensor:
         """X (B, I, *space), already padded → y (B, O, *space); remembers which strategy ran."""
         if isinstance(x, torch.fx.Proxy):
             return _planned(x, lowered, geometry, self.strategy, self._where())
@@ -149,8 +166,9 @@ class ConditionalLayer(nn.Module):
         if not compiling and self.pins and asked == AUTO:  # Compiled code is another matter: it is planned.
             asked = pinned(self.pins, x, kernels)
         strategy = choose(x, kernels, geometry, asked, self._where())
-        if isinstance(lowered, Mixture) and x.dtype != lowered.experts.dtype and strategy not in _MIX_TYPES:
-            self._require_autocast(x, lowered.experts.dtype)
+        experts: Tensor | None = getattr(lowered, "experts", None)  # Of a mixture: others bring no type of their own.
+        if experts is not None and x.dtype != experts.dtype and strategy not in _MIX_TYPES:
+            self._require_autocast(x, experts.dtype)
         if not compiling and strategy != self._last_strategy:  # An nn.Module sets them slowly.
             self._last_strategy = strategy
         return execute(x, kernels, geometry, strategy)
@@ -169,14 +187,15 @@ class ConditionalLayer(nn.Module):
         *,
         router: RouterChoice = None,
         strategy: str = AUTO,
+        **options: Any,
     ) -> Self:
         """Return a freshly initialised conditional layer with the arguments, device, dtype and mode of a static one."""
         raise NotImplementedError
 
     def to_static(self, coefficients: Tensor) -> nn.Module:
-        """Return the static layer that fixed coefficients (n,) amount to."""
-        if tuple(a_tensor(self._where(), "coefficients", coefficients).shape) != (self.num_experts,):
-            rule = f"must have shape ({self.num_experts},)"
+        """Return the static layer that fixed coefficients (D,) amount to."""
+        if tuple(a_tensor(self._where(), "coefficients", coefficients).shape) != (self.num_coefficients,):
+            rule = f"must have shape ({self.num_coefficients},)"
             raise argument_error(self._where(), "coefficients", tuple(coefficients.shape), rule, "pass one each")
         weight, bias = self.bank.collapse(coefficients)
         static = self._empty_static(weight, bias is not None)
@@ -191,15 +210,19 @@ class ConditionalLayer(nn.Module):
         raise NotImplementedError
 
 
-def made_router(where: str, factory: Any, in_channels: int, num_experts: int) -> Router:
-    """What a factory of routers makes; `ArgumentError` where it cannot be called as one, or makes something else."""
-    try:
-        made = factory(in_channels, num_experts)
-    except TypeError as error:
-        rule = f"cannot be called as router(in_channels, num_experts): {error}"
-        raise argument_error(where, "router", factory, rule, "pass a function that returns a router") from error
-    router: Router = a_module(where, "router", made, Router)
-    return router
+def site_of(layer: nn.Module, name: str = "", block: str | None = None) -> ConvSite:
+    """Return the place of a static convolution or linear layer of torch.nn."""
+    static: Any = layer
+    if isinstance(layer, nn.Linear):
+        return ConvSite(layer.in_features, layer.out_features, (), POINTWISE, layer.bias is not None, name, block)
+    rank, transposed = len(static.kernel_size), static.transposed
+    padding = (0,) * rank if isinstance(static.padding, str) else tuple(static.padding)
+    geometry = ConvGeometry(
+        tuple(static.stride), padding, tuple(static.dilation), static.groups, transposed,
+        tuple(static.output_padding) if transposed else (),
+    )  # fmt: skip
+    channels, kernel_size = (static.in_channels, static.out_channels), tuple(static.kernel_size)
+    return ConvSite(*channels, kernel_size, geometry, static.bias is not None, name, block)
 
 
 def check_static_type(cls: type[ConditionalLayer], layer: nn.Module) -> None:
@@ -218,7 +241,7 @@ def last_strategy(layer: ConditionalLayer) -> str | None:
     return found._last_strategy
 
 
-def _planned(x: Tensor, lowered: Mixture | Packed, geometry: ConvGeometry, strategy: str, where: str) -> Tensor:
+def _planned(x: Tensor, lowered: Any, geometry: ConvGeometry, strategy: str, where: str) -> Tensor:
     """What FX records of a layer: one call, which chooses its strategy when the graph runs."""
     return execute(x, lowered, geometry, choose(x, lowered, geometry, strategy, where))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, TypeVar, cast
 
 import torch
@@ -17,6 +17,7 @@ from condconv.errors import ShapeError, argument_error
 from condconv.execution import AUTO
 from condconv.geometry import ConvGeometry
 from condconv.layers.base import ConditionalLayer, RouterChoice, check_static_type
+from condconv.site import ConvSite
 
 _FAR = 2**15
 
@@ -48,6 +49,7 @@ class _ConditionalConv(ConditionalLayer):
         num_experts: int | None,
         router: RouterChoice,
         strategy: str,
+        options: Mapping[str, Any],
     ) -> None:
         super().__init__()
         where, rank = self._where(), self.rank
@@ -74,8 +76,8 @@ class _ConditionalConv(ConditionalLayer):
         enlarging = (*self.stride, *self.dilation, *self.output_padding) if self.transposed else ()
         self._enlarges = max(*before, *after, *enlarging) > _FAR
         self._smallest = tuple(self._smallest_size(i) for i in range(rank))
-        shape = (in_channels, out_channels // groups) if self.transposed else (out_channels, in_channels // groups)
-        self._set_up(num_experts, router, strategy, (*shape, *self.kernel_size), bias, device, dtype)
+        site = ConvSite(in_channels, out_channels, self.kernel_size, self.geometry, bias)
+        self._set_up(site, num_experts, router, strategy, device, dtype, options)
 
     def _check_padding(self, where: str) -> None:
         """Refuse what torch.nn refuses, in the same places."""
@@ -183,7 +185,7 @@ class _ConditionalConv(ConditionalLayer):
 
         Args:
             x: (B, I, *space), or (I, *space) for one example.
-            coefficients: (B, n), or (n,) for one example; computed by the router where None.
+            coefficients: (B, D), or (D,) for one example; computed by the router where None.
 
         Returns:
             (B, O, *space), or (O, *space) for one example.
@@ -217,6 +219,7 @@ class _ConditionalConv(ConditionalLayer):
         *,
         router: RouterChoice = None,
         strategy: str = AUTO,
+        **options: Any,
     ) -> Conv:
         """Return a freshly initialised conditional layer with the arguments, device, dtype and mode of a static one."""
         check_static_type(cls, layer)
@@ -238,6 +241,7 @@ class _ConditionalConv(ConditionalLayer):
             router=router,
             strategy=strategy,
             **arguments,
+            **options,
         )
         return cast(Conv, made.train(layer.training))
 
@@ -271,8 +275,9 @@ class _ConditionalConv(ConditionalLayer):
         ):
             if getattr(self, name) != default:
                 parts.append(f"{name}={getattr(self, name)!r}")
-        parts += ["bias=False"] if self.bias is None else []
+        parts += [] if self.site.bias else ["bias=False"]
         parts.append(f"num_experts={self.num_experts}")
+        parts += [f"{name}={value!r}" for name, value in self.options.items()]
         parts += [f"routed by {self.scope.name or 'the network'!r}"] if self.scope is not None else []
         return ", ".join(parts)
 
@@ -297,10 +302,11 @@ class _ForwardConv(_ConditionalConv):
         *,
         router: RouterChoice = None,
         strategy: str = AUTO,
+        **options: Any,
     ) -> None:
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, 0, dilation, groups, bias, padding_mode, device,
-            dtype, num_experts, router, strategy,
+            dtype, num_experts, router, strategy, options,
         )  # fmt: skip
 
 
@@ -350,10 +356,11 @@ class ConditionalConvTranspose2d(_ConditionalConv):
         *,
         router: RouterChoice = None,
         strategy: str = AUTO,
+        **options: Any,
     ) -> None:
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, output_padding, dilation, groups, bias,
-            padding_mode, device, dtype, num_experts, router, strategy,
+            padding_mode, device, dtype, num_experts, router, strategy, options,
         )  # fmt: skip
 
     def forward(
@@ -363,7 +370,7 @@ class ConditionalConvTranspose2d(_ConditionalConv):
 
         Args:
             x: (B, I, H, W), or (I, H, W) for one example.
-            coefficients: (B, n), or (n,) for one example; computed by the router where None.
+            coefficients: (B, D), or (D,) for one example; computed by the router where None.
             output_size: the spatial size wanted, where stride leaves more than one possible; as in
                 `nn.ConvTranspose2d`, leading batch and channel sizes are ignored.
 

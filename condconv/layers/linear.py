@@ -10,11 +10,9 @@ from torch import Tensor, nn
 from condconv.arguments import a_tensor, integer
 from condconv.errors import ShapeError
 from condconv.execution import AUTO
-from condconv.geometry import ConvGeometry
-from condconv.layers.base import ConditionalLayer, RouterChoice, Self, check_static_type
+from condconv.layers.base import POINTWISE, ConditionalLayer, RouterChoice, Self, check_static_type
 from condconv.lowered import as_pointwise
-
-_POINTWISE = ConvGeometry(stride=(1,), padding=(0,), dilation=(1,))
+from condconv.site import ConvSite
 
 
 class ConditionalLinear(ConditionalLayer):
@@ -30,8 +28,9 @@ class ConditionalLinear(ConditionalLayer):
         device: where the parameters are made.
         dtype: of the parameters.
         num_experts: n; the variant's default where None.
-        router: a factory (in_channels, num_experts) → router, None for the variant's default, False for none.
+        router: a factory (site, slices) → router, None for the variant's default, False for none.
         strategy: execution strategy, or "auto".
+        options: what is special to the paper.
     """
 
     static_type: ClassVar[type[nn.Module]] = nn.Linear
@@ -47,19 +46,21 @@ class ConditionalLinear(ConditionalLayer):
         *,
         router: RouterChoice = None,
         strategy: str = AUTO,
+        **options: Any,
     ) -> None:
         super().__init__()
         self.in_features = self.in_channels = integer(self._where(), "in_features", in_features, 1)
         self.out_features = self.out_channels = integer(self._where(), "out_features", out_features, 1)
-        self.geometry = _POINTWISE
-        self._set_up(num_experts, router, strategy, (self.out_features, self.in_features), bias, device, dtype)
+        self.geometry = POINTWISE
+        site = ConvSite(self.in_features, self.out_features, (), POINTWISE, bias)
+        self._set_up(site, num_experts, router, strategy, device, dtype, options)
 
     def forward(self, x: Tensor, coefficients: Tensor | None = None) -> Tensor:
         """Multiply each example by its own matrix.
 
         Args:
             x: (B, *positions, I), or (I,) for one example.
-            coefficients: (B, n), or (n,) for one example; computed by the router where None.
+            coefficients: (B, D), or (D,) for one example; computed by the router where None.
 
         Returns:
             (B, *positions, O), or (O,) for one example.
@@ -93,6 +94,7 @@ class ConditionalLinear(ConditionalLayer):
         *,
         router: RouterChoice = None,
         strategy: str = AUTO,
+        **options: Any,
     ) -> Self:
         """Return a freshly initialised conditional layer with the arguments, device, dtype and mode of a static one."""
         check_static_type(cls, layer)
@@ -106,6 +108,7 @@ class ConditionalLinear(ConditionalLayer):
             num_experts=num_experts,
             router=router,
             strategy=strategy,
+            **options,
         )
         return cast(Self, made.train(layer.training))
 
@@ -114,9 +117,10 @@ class ConditionalLinear(ConditionalLayer):
 
     def extra_repr(self) -> str:
         """Show the arguments, as torch.nn does."""
-        shown = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        shown = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.site.bias}"
         scope = f", routed by {self.scope.name or 'the network'!r}" if self.scope is not None else ""
-        return f"{shown}, num_experts={self.num_experts}{scope}"
+        options = "".join(f", {name}={value!r}" for name, value in self.options.items())
+        return f"{shown}, num_experts={self.num_experts}{options}{scope}"
 
 
 def _to_columns(x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import timm
@@ -49,18 +50,18 @@ _NOT_THE_NETWORK = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "de
 
 @dataclass(frozen=True)
 class Origin:
-    """How a network was made: the `create_model` call that makes it again."""
+    """How a network was made: the `create_model` call that makes it again; no name where it was made elsewhere."""
 
-    name: str
+    name: str | None
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 def origin_of(model: nn.Module) -> Origin | None:
-    """The `create_model` call that made ``model``, or None for a network from elsewhere."""
+    """The `create_model` call that made ``model``, or None for one from elsewhere that was never saved."""
     return getattr(model, _ORIGIN, None)
 
 
-def set_origin(model: nn.Module, name: str, arguments: Mapping[str, Any]) -> None:
+def set_origin(model: nn.Module, name: str | None, arguments: Mapping[str, Any]) -> None:
     """Remember the `create_model` call that makes ``model`` again."""
     kept = {key: value for key, value in not_default(arguments).items() if key not in _NOT_THE_NETWORK}
     # A plain attribute: it travels with deepcopy and pickle, and is no part of the state dict.
@@ -115,6 +116,7 @@ def convert_row(
         targets=f"^(?:{spec.pattern})$",
         num_experts=spec.num_experts if num_experts is None else num_experts,
         init=init,
+        **spec.options,
         **limit,
     )
 
@@ -129,15 +131,13 @@ def initialise_experts(model: nn.Module) -> None:
     """
     resnet = hasattr(model, "fc")
     for _, layer in conditional_layers(model):
-        weight, bias = layer.weight, layer.bias
-        if weight.dim() > 3:  # (n, O, I/g, *k)
-            fan_out = math.prod(weight.shape[3:]) * layer.out_channels // layer.geometry.groups
-            weight.normal_(0.0, math.sqrt(2.0 / fan_out))
+        site = layer.site
+        if site.kernel_size:
+            std = math.sqrt(2.0 / (site.taps * site.out_channels // site.groups))
+            layer.bank.draw(partial(nn.init.normal_, std=std), nn.init.zeros_)
         elif not resnet:
-            bound = 1.0 / math.sqrt(layer.out_channels)
-            weight.uniform_(-bound, bound)
-        if bias is not None and not (resnet and weight.dim() == 3):
-            bias.zero_()
+            bound = 1.0 / math.sqrt(site.out_channels)
+            layer.bank.draw(partial(nn.init.uniform_, a=-bound, b=bound), nn.init.zeros_)
 
 
 def build_static(name: str, given: Mapping[str, Any], pretrained: bool) -> nn.Module:
@@ -173,14 +173,15 @@ def _build_detector(name: str, given: Mapping[str, Any]) -> nn.Module:
     where = f"create_model('{name}')"
     arguments = not_default(given)
     num_classes, in_chans = arguments.pop("num_classes", COCO_CLASSES), arguments.pop("in_chans", 3)
+    width = arguments.pop("width_multiplier", 1.0)
     if arguments:
         first = next(iter(arguments))
-        rule, remedy = "is no argument of the detector", "known: num_classes, in_chans, num_experts"
+        rule, remedy = "is no argument of the detector", "known: num_classes, in_chans, width_multiplier, num_experts"
         raise argument_error(where, first, arguments[first], rule, remedy)
     if num_classes < 1:
         rule = "must be at least 1, background not counted"
         raise argument_error(where, "num_classes", num_classes, rule, "COCO has 90")
-    return SSD(DETECTORS[name], num_classes=num_classes, in_chans=in_chans)
+    return SSD(DETECTORS[name], num_classes=num_classes, in_chans=in_chans, width_multiplier=width)
 
 
 def _build_restorer(name: str, given: Mapping[str, Any]) -> nn.Module:

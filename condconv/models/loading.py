@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from condconv.conversion.apply import conditional_layers
-from condconv.conversion.upcycle import constant_scale, upcycle_experts
+from condconv.conversion.upcycle import upcycle as upcycle_bank
 from condconv.errors import CheckpointError
 from condconv.routers import Router, RoutingScope
 
@@ -129,14 +129,14 @@ def _load_static(model: nn.Module, state: Mapping[str, Tensor], source: str) -> 
     of_routers = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, Router))
     wanted = {name: tensor for name, tensor in own.items() if not name.startswith(of_routers) and ".bank." not in name}
     for name, layer in layers.items():
-        wanted[f"{name}.weight"] = layer.weight[0]
-        if layer.bias is not None:
-            wanted[f"{name}.bias"] = layer.bias[0]
+        dtype = layer.bank.like.dtype
+        wanted[f"{name}.weight"] = torch.empty(layer.site.kernel_shape, dtype=dtype, device="meta")
+        if layer.site.bias:
+            wanted[f"{name}.bias"] = torch.empty(layer.site.out_channels, dtype=dtype, device="meta")
     check_fit(wanted, state, source, f"the static {type(model).__name__}")
-    scales = {name: constant_scale(routers[name], name) for name in layers}
     model.load_state_dict(own | {name: tensor for name, tensor in state.items() if name in own})
     for name, layer in layers.items():
-        upcycle_experts(layer.weight, layer.bias, state[f"{name}.weight"], state.get(f"{name}.bias"), scales[name])
+        upcycle_bank(layer.bank, routers[name], state[f"{name}.weight"], state.get(f"{name}.bias"), name)
 
 
 def routers_of(model: nn.Module) -> dict[str, Router]:
@@ -158,7 +158,7 @@ def is_static_checkpoint_of(model: nn.Module, state: Mapping[str, Tensor]) -> bo
     """Whether ``state`` holds static kernels exactly where ``model`` has experts."""
     layers = dict(conditional_layers(model))
     return bool(layers) and all(
-        f"{name}.weight" in state and state[f"{name}.weight"].shape == layer.weight.shape[1:]
+        f"{name}.weight" in state and tuple(state[f"{name}.weight"].shape) == layer.site.kernel_shape
         for name, layer in layers.items()
     )
 

@@ -9,7 +9,9 @@ Layer names are timm's. Block numbers in the comments count from 1, as the paper
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 _MOBILE_CONVOLUTIONS = r"conv_(?:pw|dw|pwl)"
 
@@ -22,7 +24,8 @@ class Spec:
     squeeze-and-excitation, which stays static in both papers. ``single`` are further conditional layers outside the
     shared blocks, each routed by its own input: the last 1x1 convolution, and the classifier (routed by the pooled
     features that feed it). ``timm_name`` is timm's implementation of the same network, where there is one; its
-    published weights fit. ``placement`` says the same in words, for the documentation.
+    published weights fit. ``placement`` says the same in words, for the documentation. ``options`` are those of the
+    variant's layers that differ from their defaults.
     """
 
     name: str
@@ -33,6 +36,7 @@ class Spec:
     placement: str
     single: tuple[str, ...] = ()
     timm_name: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def pattern(self) -> str:
@@ -147,4 +151,46 @@ def _dynamic_rows() -> list[Spec]:
     return rows
 
 
-SPECS: dict[str, Spec] = {spec.name: spec for spec in (*_condconv_rows(), *_ssd_rows(), *_dynamic_rows())}
+def _odconv_rows() -> list[Spec]:
+    residual = r"layer\d\.\d+\.conv\d", "all convolutions of the residual blocks, shortcuts static"
+    mobile = rf"blocks\.\d+\.\d+\.{_MOBILE_CONVOLUTIONS}|conv_head", "all convolutions but the first"
+    backbones = {f"resnet{layers}": residual for layers in (18, 50)}
+    backbones |= {f"mobilenetv2_{width}": mobile for width in ("050", "075", "100")}
+    return [Spec(f"odconv_{name}", name, "odconv", 1, *where) for name, where in backbones.items()]
+
+
+def _dcd_rows() -> list[Spec]:
+    rows = [
+        Spec(
+            f"dcd_resnet{layers}",
+            f"resnet{layers}",
+            "dcd",
+            1,
+            r"layer\d\.\d+\.conv\d",
+            "all convolutions of the residual blocks, shortcuts static; classifier",
+            single=("fc",),
+            options={"sizes": sizes},
+        )
+        for layers, sizes in ((18, "basic"), (50, "bottleneck"))
+    ]
+    rows += [
+        Spec(
+            f"dcd_mobilenetv2_{width}",
+            f"mobilenetv2_{width}",
+            "dcd",
+            1,
+            r"blocks\.[1-6]\.\d+\.conv_pwl?",
+            "1x1 convolutions of the inverted bottlenecks 2–17, classifier",
+            single=("classifier",),
+            options={"sizes": "mobile", "squeeze": 16 if width in ("075", "100") else 8},
+        )
+        for width in ("035", "050", "075", "100")
+    ]
+    return rows
+
+
+SPECS: dict[str, Spec] = {
+    spec.name: spec
+    for rows in (_condconv_rows(), _ssd_rows(), _dynamic_rows(), _odconv_rows(), _dcd_rows())
+    for spec in rows
+}

@@ -151,7 +151,7 @@ def _laid_out(tensor: Tensor, leaf: str, layer: nn.Module | None) -> Tensor:
     if leaf == "depthwise_kernel":
         return tensor.permute(2, 3, 0, 1).contiguous()
     if "condconv" in leaf and isinstance(layer, ConditionalLayer):
-        n, out, inner, height, width = layer.weight.shape
+        n, (out, inner, height, width) = layer.num_experts, layer.site.kernel_shape
         if tensor.shape != (n, out * inner * height * width):
             return tensor
         if leaf == "condconv_kernel":

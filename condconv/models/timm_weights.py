@@ -6,6 +6,7 @@ here they are ``<layer>.bank.weight`` (n, O, I/g, kh, kw) and ``<block>.router``
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -45,9 +46,9 @@ def from_timm(timm_model: nn.Module) -> nn.Module:
     state = {}
     for name, tensor in timm_model.state_dict().items():
         state[_from_timm_name(name, timm_model)] = tensor
-    shapes = {f"{name}.bank.weight": layer.weight.shape for name, layer in _layers(model).items()}
-    for name, shape in shapes.items():
-        if name in state and state[name].numel() == shape.numel():
+    for layer_name, layer in _layers(model).items():
+        name, shape = f"{layer_name}.bank.weight", (layer.num_experts, *layer.site.kernel_shape)
+        if name in state and state[name].numel() == math.prod(shape):
             state[name] = state[name].reshape(shape)
     load_strictly(model, state, f"timm's {type(timm_model).__name__}")
     return model.train(timm_model.training)
@@ -65,7 +66,7 @@ def to_timm_state_dict(model: nn.Module) -> dict[str, Tensor]:
     if not layers:
         remedy = "pass a network of create_model"
         raise argument_error("to_timm_state_dict", "model", type(model).__name__, "has no conditional layer", remedy)
-    foreign = sorted(name for name, layer in layers.items() if layer.scope is None or layer.weight.dim() != 5)
+    foreign = sorted(name for name, layer in layers.items() if layer.scope is None or len(layer.site.kernel_size) != 2)
     if foreign or not isinstance(model, EfficientNet):
         raise ArgumentError(
             "to_timm_state_dict: timm has CondConv in EfficientNet's inverted residual blocks alone, with one router "

@@ -1,25 +1,29 @@
 """Routers: which kernels does each example get? x (B, C, *space) → coefficients (B, n)."""
 
-from condconv.routers.gates import Gate, SigmoidGate, SoftmaxGate, StepWatch, TopKGate, drop_experts
-from condconv.routers.normalisation import PooledNorm
+from condconv.routers.gates import AnnealedGate, Gate, SigmoidGate, SoftmaxGate, StepWatch, TopKGate, drop_experts
+from condconv.routers.normalisation import HiddenBatchNorm, HiddenLayerNorm, PooledNorm
 from condconv.routers.pooled_linear import PooledLinear
 from condconv.routers.router import Router
-from condconv.routers.schedule import TemperatureSchedule
+from condconv.routers.schedule import RoutingSchedule, annealed_gates
 from condconv.routers.scope import RoutingScope, attach_scope, detach_scopes
 from condconv.routers.squeeze_excite import SqueezeExcite
 
 __all__ = [
+    "AnnealedGate",
     "Gate",
+    "HiddenBatchNorm",
+    "HiddenLayerNorm",
     "PooledLinear",
     "PooledNorm",
     "Router",
+    "RoutingSchedule",
     "RoutingScope",
     "SigmoidGate",
     "SoftmaxGate",
     "SqueezeExcite",
     "StepWatch",
-    "TemperatureSchedule",
     "TopKGate",
+    "annealed_gates",
     "attach_scope",
     "detach_scopes",
     "drop_experts",

@@ -4,6 +4,8 @@
 * `SoftmaxGate`: softmax(z / T), which sums to one (Dynamic Convolution, CVPR 2020, equation 3 and section 3.3);
 * `TopKGate`: keeps the k largest coefficients of another gate.
 
+An `AnnealedGate` has a value that training moves, such as the softmax's T.
+
 `renormalises` tells expert dropping how a gate keeps its scale: sum-to-one gates are renormalised, others rescaled.
 """
 
@@ -37,9 +39,9 @@ class SigmoidGate(Gate):
 
 
 class StepWatch:
-    """Notices that a temperature above 1 is trained with while nobody steps a schedule, and says so once.
+    """Notices that an annealed gate is trained away from its end while nobody steps a schedule, and says so once.
 
-    All softmax gates of a converted network share one watch, so that a network warns once, not once a layer.
+    All gates of a converted network share one watch, so that a network warns once, not once a layer.
     """
 
     PATIENCE = 1000
@@ -49,65 +51,94 @@ class StepWatch:
         self.scheduled = False
         self.warned = False
 
-    def notice(self, passes: int, temperature: float) -> None:
-        """Warn once if `passes` training passes since the last step are too many for a temperature above 1."""
+    def notice(self, gate: AnnealedGate) -> None:
+        """Warn once if a gate has made too many training passes since the last step, and is not at its end."""
+        gate._passes += 1
         allowed = self.PATIENCE if self.scheduled else 1
-        if self.warned or passes <= allowed or temperature <= 1:
+        if self.warned or gate._passes <= allowed or gate._known <= gate.end:
             return
         self.warned = True
         warnings.warn(
-            f"training at softmax temperature {temperature:g} and nothing steps it down: create "
-            "schedule = condconv.TemperatureSchedule(model, steps=10 * len(loader)) and call schedule.step() after "
-            "each optimiser step, or call set_temperature(1) of the gates to train without annealing",
+            f"training at {gate.called} {gate._known:g} and nothing steps it down: create "
+            "schedule = condconv.RoutingSchedule(model, steps=10 * len(loader)) and call schedule.step() after each "
+            f"optimiser step, or call anneal({gate.end:g}) of the gates to train without annealing",
             stacklevel=2,
         )
 
 
-def check_temperature(where: str, name: str, value: float) -> float:
-    """Return a temperature by which logits can be divided in f32, or raise `ArgumentError`."""
-    return number(where, name, value, minimum=1e-30, maximum=1e30, remedy="pass 30 or 1")
+class AnnealedGate(Gate):
+    """A gate with a value that training moves from `start` down to `end`; `RoutingSchedule` does it.
+
+    The value is a buffer, so it is saved with the weights.
+
+    Args:
+        value: where it stands now.
+    """
+
+    start: float
+    end: float
+    called: str
+    """The value's name, in words."""
+    buffer: str
+    """The name of its buffer."""
+    least: float = -1e30
+    """The smallest value that is allowed."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        # What the buffer holds: to read it would wait for the device, and break a CUDA graph.
+        self._known = self._checked(value)
+        self.register_buffer(self.buffer, torch.tensor(self._known))
+        self.watch = StepWatch()
+        self._passes = 0
+
+    @property
+    def value(self) -> float:
+        """Where it stands now."""
+        return self._known
+
+    def anneal(self, value: float) -> None:
+        """Set the value in place; a schedule calls this after each optimiser step."""
+        self._known = self._checked(value)
+        self._buffers[self.buffer].fill_(self._known)  # type: ignore[union-attr]
+        self._passes = 0
+
+    def _checked(self, value: float) -> float:
+        remedy = f"pass {self.start:g} or {self.end:g}"
+        return number(type(self).__name__, self.buffer, value, minimum=self.least, maximum=1e30, remedy=remedy)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """Take the value over with the weights."""
+        super()._load_from_state_dict(*args, **kwargs)
+        held = self._buffers[self.buffer]
+        if held is not None and not held.is_meta:
+            self._known = float(held)
+
+    def extra_repr(self) -> str:
+        """Show the current value."""
+        return f"{self.buffer}={self._known:g}"
 
 
-class SoftmaxGate(Gate):
-    """α = softmax(z / T). T is a buffer, so it is saved with the weights; `TemperatureSchedule` anneals it.
+class SoftmaxGate(AnnealedGate):
+    """α = softmax(z / T). T is a buffer, so it is saved with the weights; `RoutingSchedule` anneals it.
 
     Args:
         temperature: T > 0. Large: near-uniform coefficients, so that all experts learn early in training.
     """
 
     renormalises = True
+    start, end, least = 30.0, 1.0, 1e-30
+    called, buffer = "softmax temperature", "temperature"
     temperature: Tensor
 
     def __init__(self, temperature: float = 1.0) -> None:
-        super().__init__()
-        # What the buffer holds: to read it would wait for the device, and break a CUDA graph.
-        self._known = check_temperature("SoftmaxGate", "temperature", temperature)
-        self.register_buffer("temperature", torch.tensor(self._known))
-        self.watch = StepWatch()
-        self._passes = 0
+        super().__init__(temperature)
 
     def forward(self, logits: Tensor) -> Tensor:
         """Return softmax(logits / T) over the experts, (B, n)."""
         if self.training and not torch.compiler.is_compiling() and torch.is_grad_enabled():
-            self._passes += 1
-            self.watch.notice(self._passes, self._known)
+            self.watch.notice(self)
         return torch.softmax(logits / self.temperature.to(logits.dtype), dim=1)
-
-    def set_temperature(self, temperature: float) -> None:
-        """Set T > 0 in place; a schedule calls this after each optimiser step."""
-        self._known = check_temperature("SoftmaxGate.set_temperature", "temperature", temperature)
-        self.temperature.fill_(self._known)
-        self._passes = 0
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        """Take the temperature over with the weights."""
-        super()._load_from_state_dict(*args, **kwargs)
-        if not self.temperature.is_meta:
-            self._known = float(self.temperature)
-
-    def extra_repr(self) -> str:
-        """Show the current temperature."""
-        return f"temperature={float(self.temperature):g}"
 
 
 class TopKGate(Gate):

@@ -1,4 +1,4 @@
-"""A router: x (B, C, *space) → coefficients (B, n), one routing decision for each example.
+"""A router: x (B, C, *space) → coefficients (B, D), one routing decision for each example.
 
     α(x) = drop( gate( body( [GAP(x), α_previous] ) ) )
 
@@ -8,21 +8,22 @@ With `normalise`, the pooled features are normalised first; a batch of one examp
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from types import MethodType
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from condconv.arguments import MOST_ELEMENTS, a_module, integer, probability
+from condconv.arguments import MOST_ELEMENTS, a_module, choice, integer, probability
+from condconv.coefficients import MIXING, Slices
 from condconv.errors import argument_error
 from condconv.func_transforms import transformed
 from condconv.operators import available
 from condconv.routers.gates import Gate, drop_experts
-from condconv.routers.normalisation import EPSILON, PooledNorm
+from condconv.routers.normalisation import EPSILON, HiddenBatchNorm, PooledNorm, hidden_norm
 
 
 class Router(nn.Module):
@@ -30,7 +31,7 @@ class Router(nn.Module):
 
     Args:
         in_channels: C of the input.
-        num_experts: n, the number of coefficients.
+        slices: what its coefficients mean, and how many there are.
         hidden_channels: width of a hidden layer with ReLU between pooling and logits; None for a single linear layer.
         gate: logits → coefficients.
         dropout: probability with which a pooled feature is dropped in training.
@@ -38,6 +39,7 @@ class Router(nn.Module):
         previous_experts: length of the previous routing's coefficients, which are concatenated to the pooled input
             (hierarchical routing, CondConv table 4); 0 where there is none.
         normalise: normalise what goes into the first linear layer (see `PooledNorm`); not in the papers.
+        norm: "batch" or "layer" for a normalised hidden layer, whose linear layer then has no bias; None for neither.
 
     Raises:
         ArgumentError: a count below one, or a probability outside [0, 1).
@@ -46,7 +48,7 @@ class Router(nn.Module):
     def __init__(
         self,
         in_channels: int,
-        num_experts: int,
+        slices: Slices,
         *,
         hidden_channels: int | None,
         gate: Gate,
@@ -54,23 +56,29 @@ class Router(nn.Module):
         expert_dropout: float = 0.0,
         previous_experts: int = 0,
         normalise: bool = False,
+        norm: Literal["batch", "layer"] | None = None,
     ) -> None:
         super().__init__()
         where = type(self).__name__
         self.in_channels = integer(where, "in_channels", in_channels, 1)
-        self.num_experts = integer(where, "num_experts", num_experts, 1)
+        self.slices = slices
         self.previous_experts = integer(where, "previous_experts", previous_experts, 0)
         self.dropout = probability(where, "dropout", dropout)
         self.expert_dropout = probability(where, "expert_dropout", expert_dropout)
         hidden = None if hidden_channels is None else integer(where, "hidden_channels", hidden_channels, 1)
         gate = a_module(where, "gate", gate, Gate)
+        if norm is not None:
+            choice(where, "norm", norm, ("batch", "layer"))
+        size = slices.size
         features = self.in_channels + self.previous_experts
-        if max(features, self.num_experts) * (hidden or min(features, self.num_experts)) > MOST_ELEMENTS:
-            rule = f"makes a matrix for {features} features and {self.num_experts} experts, more than a tensor can have"
+        if max(features, size) * (hidden or min(features, size)) > MOST_ELEMENTS:
+            rule = f"makes a matrix for {features} features and {size} coefficients, more than a tensor can have"
             raise argument_error(where, "hidden_channels", hidden, rule, "reduce one of the three")
-        widths = [features, self.num_experts] if hidden is None else [features, hidden, self.num_experts]
-        layers: list[nn.Module] = [nn.Linear(a, b) for a, b in itertools.pairwise(widths)]
-        self.body = nn.Sequential(*layers) if hidden is None else nn.Sequential(layers[0], nn.ReLU(), layers[1])
+        if hidden is None:
+            self.body = nn.Sequential(nn.Linear(features, size))
+        else:
+            first = nn.Linear(features, hidden, bias=norm is None)
+            self.body = nn.Sequential(first, *hidden_norm(norm, hidden), nn.ReLU(), nn.Linear(hidden, size))
         self.norm = PooledNorm(features) if normalise else None
         self.gate = gate
         self.reset_parameters()
@@ -79,7 +87,8 @@ class Router(nn.Module):
         """Draw linear layers Glorot-uniform with zero bias, as the CondConv authors' code does."""
         for layer in self._linears:
             nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
     @property
     def _linears(self) -> list[nn.Linear]:
@@ -87,7 +96,8 @@ class Router(nn.Module):
 
     @torch.no_grad()
     def fold_norm(self) -> None:
-        """Fold the running statistics of a normalised input into the first linear layer, for evaluation."""
+        """Fold the running statistics of normalised features into the first linear layer, for evaluation."""
+        self._fold_hidden_norm()
         if self.norm is None:
             return
         first, scale = self._linears[0], torch.rsqrt(self.norm.variance + EPSILON)
@@ -95,30 +105,46 @@ class Router(nn.Module):
         first.bias.sub_(first.weight @ self.norm.mean)
         self.norm = None
 
-    def reset_to_constant(self) -> None:
-        """Set the last linear layer to zero: every example then gets the same coefficients, until training moves it."""
-        last = self._linears[-1]
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+    def _fold_hidden_norm(self) -> None:
+        norm = self.body[1] if len(self.body) > 1 else None
+        if not isinstance(norm, HiddenBatchNorm):
+            return
+        first, (factor, shift) = self._linears[0], norm.factor_and_shift()
+        folded = nn.Linear(first.in_features, first.out_features, device=first.weight.device, dtype=first.weight.dtype)
+        folded.weight.copy_(first.weight.double() * factor[:, None])
+        folded.bias.copy_(shift)
+        self.body = nn.Sequential(folded, *self.body[2:])
 
     @torch.no_grad()
-    def constant_coefficients(self) -> Tensor:
-        """Return the coefficients (n,) that zero logits give, expert dropping and noise left out."""
+    def reset_to_constant(self) -> Tensor:
+        """Give every example the same coefficients, until training moves the last linear layer, which becomes zero.
+
+        Returns:
+            Those coefficients (D,), expert dropping and noise left out.
+        """
+        last = self._linears[-1]
+        nn.init.zeros_(last.weight)
+        if last.bias is not None:
+            nn.init.zeros_(last.bias)
         was_training = self.gate.training
         self.gate.eval()
-        weight = self._linears[-1].weight
-        logits = torch.zeros(1, self.num_experts, dtype=_compute_dtype(weight), device=weight.device)
-        coefficients = self.gate(logits)
+        dtype = _compute_dtype(last.weight)
+        coefficients: Tensor = self.gate(torch.zeros(1, self.slices.size, dtype=dtype, device=last.weight.device))
         self.gate.train(was_training)
         return coefficients[0]
 
+    def multiply(self, factor: float) -> None:
+        """Multiply the weights of the last linear layer by a factor."""
+        with torch.no_grad():
+            self._linears[-1].weight.mul_(factor)
+
     def macs(self, input_size: Sequence[int]) -> dict[str, int]:
         """Return the multiply-adds of one example: `pool` (one for each input element) and `linear`."""
-        linear = sum(layer.weight.numel() for layer in self._linears)
-        return {"pool": self.in_channels * math.prod(input_size), "linear": linear}
+        multiplied = sum(layer.weight.numel() for layer in self._linears)
+        return {"pool": self.in_channels * math.prod(input_size), "linear": multiplied}
 
     def forward(self, x: Tensor, previous: Tensor | None = None) -> Tensor:
-        """Return the coefficients (B, n).
+        """Return the coefficients (B, D).
 
         Args:
             x: (B, C, *space), any number of spatial dimensions, none included.
@@ -126,15 +152,26 @@ class Router(nn.Module):
         """
         coefficients = self.gate(self._logits(x, previous))
         if self.training and self.expert_dropout > 0:
-            coefficients = drop_experts(coefficients, self.expert_dropout, self.gate.renormalises)
+            coefficients = self._drop(coefficients)
         return coefficients
+
+    def _drop(self, coefficients: Tensor) -> Tensor:
+        """Drop experts: only the slice of mixing weights has any."""
+        span, renormalise = self.slices.span(MIXING), self.gate.renormalises
+        if not span.stop:
+            return coefficients
+        kept = drop_experts(coefficients[:, span], self.expert_dropout, renormalise)
+        return torch.cat([coefficients[:, : span.start], kept, coefficients[:, span.stop :]], dim=1)
 
     def _logits(self, x: Tensor, previous: Tensor | None) -> Tensor:
         body = self.body
         first: Any = next(iter(body))  # The linear layer that sees the pooled input.
         weight, bias = first.weight, first.bias
+        quantised = type(weight) is MethodType
+        if quantised:  # Dynamically, by torch: it takes f32.
+            weight = torch.empty(0)
         plain = previous is None and self.norm is None and len(body) == 1 and not (self.training and self.dropout)
-        if plain and _fuses(x, weight, bias):
+        if plain and not quantised and _fuses(x, weight, bias):
             logits: Tensor = torch.ops.condconv.pooled_linear.default(x, weight, bias)
             return logits
         z = _global_average(x, weight)
@@ -144,13 +181,13 @@ class Router(nn.Module):
             z = self.norm(z)
         z = F.dropout(z, self.dropout, self.training)
         for layer in body:
-            z = _linear(z, layer.weight, layer.bias) if isinstance(layer, nn.Linear) else layer(z)
+            z = linear(z, layer.weight, layer.bias) if isinstance(layer, nn.Linear) else layer(z)
         return z
 
     def extra_repr(self) -> str:
         """Show what the sub-modules do not."""
         shown = {"dropout": self.dropout, "expert_dropout": self.expert_dropout, "previous": self.previous_experts}
-        return ", ".join([f"{self.in_channels}, {self.num_experts}", *(f"{k}={v}" for k, v in shown.items() if v)])
+        return ", ".join([f"{self.in_channels}, {self.slices}", *(f"{k}={v}" for k, v in shown.items() if v)])
 
 
 def _compute_dtype(weight: Tensor) -> torch.dtype:
@@ -164,13 +201,14 @@ def _global_average(x: Tensor, weight: Tensor) -> Tensor:
     return x.to(dtype) if x.dim() == 2 else x.flatten(2).mean(dim=2, dtype=dtype)
 
 
-def _linear(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def linear(z: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A linear layer in the dtype of z (B, C), under autocast too."""
     device = z.device.type
+    bias = None if bias is None else bias.to(z.dtype)
     if device == "meta" or not torch.is_autocast_enabled(device):  # "meta" has none.
-        return F.linear(z, weight.to(z.dtype), bias.to(z.dtype))
+        return F.linear(z, weight.to(z.dtype), bias)
     with torch.autocast(device, enabled=False):
-        return F.linear(z, weight.to(z.dtype), bias.to(z.dtype))
+        return F.linear(z, weight.to(z.dtype), bias)
 
 
 def _fuses(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
@@ -188,5 +226,5 @@ def _fuses(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
 
 # FX records these as one call each: what they ask of dtypes and ranks cannot be traced through.
 torch.fx.wrap("_global_average")
-torch.fx.wrap("_linear")
+torch.fx.wrap("linear")
 torch.fx.wrap("drop_experts")

@@ -2,12 +2,13 @@
 
 Yinpeng Chen, Xiyang Dai, Mengchen Liu, Dongdong Chen, Lu Yuan, Zicheng Liu: "Dynamic Convolution: Attention over
 Convolution Kernels", CVPR 2020, https://arxiv.org/abs/1912.03458, section 3.2 and figure 3. T is annealed from 30
-to 1 over the first ten epochs (section 3.3): see `TemperatureSchedule`.
+to 1 over the first ten epochs (section 3.3): see `RoutingSchedule`.
 """
 
 from __future__ import annotations
 
 from condconv.arguments import integer
+from condconv.coefficients import mixing
 from condconv.routers.gates import Gate, SoftmaxGate
 from condconv.routers.router import Router
 
@@ -42,7 +43,7 @@ class SqueezeExcite(Router):
         in_channels = integer("SqueezeExcite", "in_channels", in_channels, 1)
         super().__init__(
             in_channels,
-            num_experts,
+            mixing(integer(type(self).__name__, "num_experts", num_experts, 1)),
             hidden_channels=max(1, in_channels // reduction),
             gate=SoftmaxGate(30.0) if gate is None else gate,
             dropout=dropout,

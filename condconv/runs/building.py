@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import nn
 
+from condconv.coefficients import Slices
 from condconv.conversion import convert
 from condconv.conversion.apply import conditional_layers
 from condconv.data import Source
@@ -20,6 +21,7 @@ from condconv.models.specs import SPECS
 from condconv.routers import Router, SigmoidGate, SoftmaxGate
 from condconv.runs.config import TrainConfig
 from condconv.runs.folder import RunFolder
+from condconv.site import ConvSite
 from condconv.tasks.base import Task
 from condconv.variants import Share, variants
 
@@ -69,11 +71,6 @@ class NetworkBuilder:
         _scale(model, self.config)
         return model
 
-    def conditional_description(self) -> str:
-        """Variant and numbers of experts, in words."""
-        experts = sorted({layer.num_experts for _, layer in conditional_layers(self.conditional())})
-        return f"{self.variant}, {'/'.join(map(str, experts))} experts"
-
     def _conditional_arguments(self) -> dict[str, Any]:
         if self.spec is None:
             return self.arguments
@@ -94,13 +91,13 @@ class NetworkBuilder:
             return int(share)
         return "block" if share == "block" else "network" if share == "network" else None
 
-    def _router(self) -> RouterFactory:
-        make, gate = variants[self.variant].router, self.config.gate
+    def _router(self) -> RouterFactory | None:
+        design, gate = variants[self.variant].design, self.config.gate
         if gate is None:
-            return make
+            return None
 
-        def with_gate(in_channels: int, num_experts: int) -> Router:
-            router = make(in_channels, num_experts)
+        def with_gate(site: ConvSite, slices: Slices) -> Router:
+            router = design.make_router(site, slices, {})
             router.gate = _GATES[gate]()
             return router
 
@@ -135,6 +132,6 @@ def _scale(model: nn.Module, config: TrainConfig) -> None:
     for module in model.modules():
         if isinstance(module, Router):
             module.expert_dropout = config.expert_dropout
-            cast(Tensor, module.body[-1].weight).mul_(config.router_init_scale)
+            module.multiply(config.router_init_scale)
     for _, layer in conditional_layers(model):
-        layer.weight.mul_(config.expert_init_scale)
+        layer.bank.multiply(config.expert_init_scale)

@@ -47,7 +47,7 @@ class TrainConfig:
 
     # Data.
     data: str = setting(MISSING, "fashion-mnist, digits, a folder (train/ and val/, tar shards, IDX) or URL of shards")
-    task: str | None = setting(None, "classify or restore (default: what the data says)")
+    task: str | None = setting(None, "classify, detect or restore (default: what the data says, else classify)")
     input_size: int | None = setting(
         None, "side of the square that the network gets, pixels (default: the set's)", COUNT
     )
@@ -122,8 +122,8 @@ class TrainConfig:
     decay_factor: float = setting(0.1, "schedules step and exponential: factor of one decay", POSITIVE)
     grad_clip: float = setting(5.0, "largest norm of the gradient; 0 for no limit", NOT_NEGATIVE)
     ema: float = setting(0.0, "decay of the averaged weights, which are then the result; 0 for none", PROBABILITY)
-    temperature_start: float = setting(30.0, "of softmax gates, in the beginning", POSITIVE)
-    temperature_end: float = setting(1.0, "of softmax gates, after annealing", POSITIVE)
+    temperature_start: float | None = setting(None, "of annealed gates, first (default: each gate's own)", POSITIVE)
+    temperature_end: float | None = setting(None, "of annealed gates, at last (default: each gate's own)", POSITIVE)
     temperature_epochs: int | None = setting(
         None, "epochs of annealing, linear by step (default: 10, at most half of the run)", COUNT
     )

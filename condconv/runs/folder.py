@@ -18,6 +18,8 @@ from condconv.runs.config import TrainConfig
 from condconv.runs.metrics import EpochRow
 
 LOCK = ".lock"
+RETIRED = ("router_norm",)
+"""Settings of earlier versions, which say nothing where they are off."""
 
 
 class RunFolder:
@@ -110,7 +112,8 @@ class RunFolder:
     def read_config(self) -> TrainConfig:
         """The settings the run was started with. `CheckpointError` where they cannot be read."""
         try:
-            return TrainConfig(**parse_yaml(read_text(self.config)))
+            settings = parse_yaml(read_text(self.config))
+            return TrainConfig(**{name: value for name, value in settings.items() if name not in RETIRED or value})
         except (OSError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{self.config}: not the settings of a run of this version ({error})") from error
 
@@ -121,6 +124,11 @@ class RunFolder:
         writer.writeheader()
         writer.writerows(rows)
         write_text(self.path / name, buffer.getvalue())
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether it is a folder of `condconv train`."""
+    return RunFolder(Path(path).expanduser()).config.is_file()
 
 
 def find_run(run: str, out: str) -> Path:

@@ -1,22 +1,21 @@
-"""The softmax temperature of a run."""
+"""The schedule of a run's gates, such as the softmax temperature."""
 
 from __future__ import annotations
 
 from torch import nn
 
-from condconv.routers.gates import SoftmaxGate
-from condconv.routers.schedule import TemperatureSchedule
+from condconv.routers import RoutingSchedule, annealed_gates
 from condconv.runs.config import TrainConfig
 
 ANNEALING_EPOCHS = 10
 
 
-def annealing(network: nn.Module, config: TrainConfig, steps_per_epoch: int) -> TemperatureSchedule | None:
-    """The schedule of a network with softmax gates, None for one without."""
-    if not any(isinstance(module, SoftmaxGate) for module in network.modules()):
+def annealing(network: nn.Module, config: TrainConfig, steps_per_epoch: int) -> RoutingSchedule | None:
+    """The schedule of a network with gates to anneal, None for one without."""
+    if not annealed_gates(network):
         return None
     steps = annealing_steps(config, steps_per_epoch)
-    return TemperatureSchedule(network, steps, config.temperature_start, config.temperature_end)
+    return RoutingSchedule(network, steps, config.temperature_start, config.temperature_end)
 
 
 def annealing_steps(config: TrainConfig, steps_per_epoch: int) -> int:

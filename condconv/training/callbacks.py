@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 
 from condconv.evaluation.routing import routed_together
-from condconv.routers.gates import SoftmaxGate
+from condconv.routers import annealed_gates
 from condconv.runs.metrics import EpochRow
 from condconv.tasks.base import Batch
 from condconv.training.module import TrainingModule
@@ -104,7 +104,7 @@ class EpochRows(pl.Callback):
         assert isinstance(pl_module, TrainingModule)
         pl_module.require_finite(int(trainer.num_training_batches) - 1)
         self._seconds += self._lap()
-        temperature = next((float(m.temperature) for m in pl_module.modules() if isinstance(m, SoftmaxGate)), "")
+        temperature = next((gate.value for gate in annealed_gates(pl_module)), "")
         self.rows.append(
             {
                 "network": self.network,

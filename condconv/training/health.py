@@ -7,9 +7,9 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from condconv.analysis.measures import DEAD_SHARE
-from condconv.analysis.totals import HIGH
-from condconv.evaluation.routing import RouterHealth, off_below, routed_together
+from condconv.analysis.totals import DEAD_SHARE, HIGH, off_below
+from condconv.evaluation.routing import RouterHealth, routed_together
+from condconv.routing_hooks import layer_of
 from condconv.runs.metrics import EpochRow
 from condconv.training.callbacks import EpochRows
 from condconv.training.module import TrainingModule
@@ -60,7 +60,7 @@ class HealthWarnings(pl.Callback):
             if first not in health:
                 continue
             found = health[first]
-            router = router_of(module.network, first)
+            router = router_of(module.network, layer_of(first))
             self.rows.append(_row(self.epochs.network, epoch, first, len(layers), found))
             others = f" and {len(layers) - 1} more" if len(layers) > 1 else ""
             where = f"{first}{others} ({router})"

@@ -18,14 +18,14 @@ from condconv.execution import (
     choose,
     execute,
     question,
+    refusal,
     strategies,
-    tensors,
     use_strategy,
     watch_execution,
 )
 from condconv.geometry import ConvGeometry
 from condconv.layers import ConditionalLayer
-from condconv.lowered import Lowered
+from condconv.lowered import Lowered, tensors
 from condconv.routing_hooks import conditional_names, override_routing
 from condconv.timing import UNSTEADY, Call, Timing, finished, measure
 
@@ -167,9 +167,7 @@ def catch(model: nn.Module, names: dict[int, str], example: Any) -> tuple[set[st
     def keep(_: str, x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> None:
         asked = question(x, lowered)
         shapes = (part.shape for part in tensors(lowered))
-        one = found.setdefault(
-            (asked, geometry, *shapes), Caught(asked, _leaf(x), type(lowered)(*map(_leaf, lowered)), geometry)
-        )
+        one = found.setdefault((asked, geometry, *shapes), Caught(asked, _leaf(x), _leaf(lowered), geometry))
         if running[-1] not in one.layers:
             one.layers.append(running[-1])
 
@@ -179,8 +177,10 @@ def catch(model: nn.Module, names: dict[int, str], example: Any) -> tuple[set[st
 
 
 def _leaf(part: Any) -> Any:
-    """A tensor with the same memory and no history."""
-    return part.detach().requires_grad_(part.requires_grad) if isinstance(part, Tensor) else part
+    """A tensor with the same memory and no history; a lowered form of such tensors."""
+    if isinstance(part, Tensor):
+        return part.detach().requires_grad_(part.requires_grad)
+    return type(part)(*map(_leaf, part)) if hasattr(part, "_fields") else part
 
 
 def timed(one: Caught) -> dict[str, Timing]:
@@ -196,7 +196,7 @@ def _contenders(one: Caught) -> Iterator[tuple[str, Call]]:
     error: RuntimeError | None = None
     served = False
     for name in strategies:
-        if name == NOT_MEASURED or strategies[name].supports(one.lowered, one.geometry) is not None:
+        if name == NOT_MEASURED or refusal(name, one.x, one.lowered, one.geometry) is not None:
             continue
         try:
             call = finished(_work(one, name), one.x.device)

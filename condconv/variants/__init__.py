@@ -1,27 +1,11 @@
-"""Variants: one paper, one file. A file here registers a `Variant`; everything else finds it there."""
+"""Variants: one paper, one file. A file here registers a `Variant`; everything else finds it there.
+
+A package from elsewhere adds its own by an entry point of the group "condconv.variants" that names such a module.
+"""
 
 from condconv.variants.base import Share, Variant, variants
-from condconv.variants.condconv import CondConv1d, CondConv2d, CondConv3d, CondConvTranspose2d, CondLinear
-from condconv.variants.dynamic_convolution import (
-    DynamicConv1d,
-    DynamicConv2d,
-    DynamicConv3d,
-    DynamicConvTranspose2d,
-    DynamicLinear,
-)
+from condconv.variants.discovery import discover
 
-__all__ = [
-    "CondConv1d",
-    "CondConv2d",
-    "CondConv3d",
-    "CondConvTranspose2d",
-    "CondLinear",
-    "DynamicConv1d",
-    "DynamicConv2d",
-    "DynamicConv3d",
-    "DynamicConvTranspose2d",
-    "DynamicLinear",
-    "Share",
-    "Variant",
-    "variants",
-]
+discover(__path__, __name__)
+
+__all__ = ["Share", "Variant", "variants"]

@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import nn
 
-from condconv.layers import ConditionalLayer, RouterFactory
+from condconv.layers import ConditionalLayer, Design
 from condconv.registry import Registry
 
 Share = Literal["block", "network"] | int | Mapping[str, str] | None
@@ -24,6 +24,7 @@ class Variant:
         title: of the paper, with venue and year.
         url: where it is read.
         equation: the kernel of an example, in the symbols of the code.
+        design: which bank and which router.
         layers: the paper's layers; each replaces its `static_type`.
         share: default of `share` in a conversion.
         placement: which convolutions a conversion selects by default: the "second_half" by depth, or "all_but_first".
@@ -33,19 +34,10 @@ class Variant:
     title: str
     url: str
     equation: str
+    design: Design
     layers: tuple[type[ConditionalLayer], ...]
     share: Share
     placement: Literal["second_half", "all_but_first"]
-
-    @property
-    def num_experts(self) -> int:
-        """Default number of experts."""
-        return self.layers[0].default_num_experts
-
-    @property
-    def router(self) -> RouterFactory:
-        """Default router, (in_channels, num_experts) → router."""
-        return self.layers[0].default_router
 
     def layer_for(self, static: nn.Module) -> type[ConditionalLayer] | None:
         """Return the class that replaces a static layer, or None if this variant has none for it."""

@@ -13,40 +13,43 @@ softmax, hierarchical and shared routing of its ablations are options of `Pooled
 
 from __future__ import annotations
 
+from condconv.banks import DenseBank
+from condconv.coefficients import Slices
 from condconv.layers import (
     ConditionalConv1d,
     ConditionalConv2d,
     ConditionalConv3d,
     ConditionalConvTranspose2d,
     ConditionalLinear,
+    Design,
 )
 from condconv.routers import PooledLinear, Router
+from condconv.site import ConvSite
 from condconv.variants.base import Variant, variants
 
 
-class _CondConv:
-    """The paper's defaults, for all of its layers."""
-
-    default_num_experts = 8
-
-    @staticmethod
-    def default_router(in_channels: int, num_experts: int) -> Router:
-        """Return the paper's router."""
-        return PooledLinear(in_channels, num_experts)
+def _router(site: ConvSite, slices: Slices) -> Router:
+    """The paper's router."""
+    return PooledLinear(site.in_channels, slices.size)
 
 
-class CondConv1d(_CondConv, ConditionalConv1d):
+DESIGN = Design(bank=DenseBank, router=_router, num_experts=8)
+
+
+class CondConv1d(ConditionalConv1d):
     """CondConv for `nn.Conv1d`: x (B, I, W) → (B, O, W'), experts (n, O, I/g, kw)."""
 
+    design = DESIGN
 
-class CondConv2d(_CondConv, ConditionalConv2d):
+
+class CondConv2d(ConditionalConv2d):
     """CondConv for `nn.Conv2d`: x (B, I, H, W) → (B, O, H', W'), experts (n, O, I/g, kh, kw).
 
     Takes the arguments of `nn.Conv2d` in their order, then:
 
     Args:
         num_experts: n, 8 where None.
-        router: a factory (in_channels, num_experts) → router; None for `PooledLinear`, False for no router, so that
+        router: a factory (site, slices) → router; None for `PooledLinear`, False for no router, so that
             `forward` must be given coefficients.
         strategy: execution strategy, or "auto".
 
@@ -55,17 +58,25 @@ class CondConv2d(_CondConv, ConditionalConv2d):
     torch.Size([2, 32, 8, 8])
     """
 
+    design = DESIGN
 
-class CondConv3d(_CondConv, ConditionalConv3d):
+
+class CondConv3d(ConditionalConv3d):
     """CondConv for `nn.Conv3d`: x (B, I, D, H, W) → (B, O, D', H', W'), experts (n, O, I/g, kd, kh, kw)."""
 
+    design = DESIGN
 
-class CondConvTranspose2d(_CondConv, ConditionalConvTranspose2d):
+
+class CondConvTranspose2d(ConditionalConvTranspose2d):
     """CondConv for `nn.ConvTranspose2d`: x (B, I, H, W) → (B, O, H', W'), experts (n, I, O/g, kh, kw)."""
 
+    design = DESIGN
 
-class CondLinear(_CondConv, ConditionalLinear):
+
+class CondLinear(ConditionalLinear):
     """CondConv for `nn.Linear`, as in the paper's classifiers: x (B, *positions, I) → (B, *positions, O)."""
+
+    design = DESIGN
 
 
 variants.register(
@@ -75,6 +86,7 @@ variants.register(
         title="CondConv: Conditionally Parameterized Convolutions for Efficient Inference (NeurIPS 2019)",
         url="https://arxiv.org/abs/1904.04971",
         equation="W(x) = Σᵢ σ(GAP(x) R)ᵢ Wᵢ",
+        design=DESIGN,
         layers=(CondConv1d, CondConv2d, CondConv3d, CondConvTranspose2d, CondLinear),
         share="block",
         placement="second_half",

@@ -2,21 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from typing import Any, cast
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from condconv.coefficients import MIXING
+from condconv.execution import refusal as why_not
 from condconv.execution import strategies, watch_execution
 from condconv.layers import ConditionalLayer
 from condconv.variants import variants
 
-LAYERS = [pytest_layer for name in variants for pytest_layer in variants[name].layers]
+
+def _is_mixture(name: str) -> bool:
+    """Whether all layers of a variant need the same coefficients, so that any of them may share a router."""
+    layer = next(layer for layer in variants[name].layers if layer.static_type is nn.Conv2d)
+    return cast(Any, layer)(8, 8, 3, device="meta").slices.names == (MIXING,)
+
+
+MIXTURES = [name for name in variants if _is_mixture(name)]
+"""The variants that are n whole kernels and n scalars, and nothing else."""
+LAYERS = [pytest_layer for name in MIXTURES for pytest_layer in variants[name].layers]
+OTHERS = [pytest_layer for name in variants if name not in MIXTURES for pytest_layer in variants[name].layers]
 CONVOLUTIONS = [layer for layer in LAYERS if hasattr(layer, "rank")]
 STRATEGIES = strategies.names()
 TWO_D = [layer for layer in LAYERS if layer.static_type is nn.Conv2d]
+
+
+def layer_of(variant: str, static: type[nn.Module]) -> Any:
+    """The class of a variant that replaces a static layer."""
+    return next(layer for layer in variants[variant].layers if layer.static_type is static)
+
+
+def shared_router(members: Any, channels: int) -> Any:
+    """The variant's router for layers that share one, which sees that many channels."""
+    site = dataclasses.replace(members[0].site, in_channels=channels)
+    return members[0].default_router(site, members[0].slices)
 
 
 def name_of(thing: Any) -> str:
@@ -41,14 +65,16 @@ def example_layer(cls: type[ConditionalLayer], channels: int = 8, **kwargs: Any)
 def refusal(layer: ConditionalLayer, x: Tensor, strategy: str) -> str | None:
     """Why a strategy cannot serve a layer (its dtype, geometry or device), or None."""
     seen: list[Any] = []
-    with torch.no_grad(), watch_execution(lambda _, x, lowered, geometry: seen.append((lowered, geometry))):
+    with torch.no_grad(), watch_execution(lambda _, x, lowered, geometry: seen.append((x, lowered, geometry))):
         layer(x)
-    return strategies[strategy].supports(*seen[0])
+    return why_not(strategy, *seen[0])
 
 
 def serving(layer: ConditionalLayer, x: Tensor) -> list[str]:
-    """The strategies that can serve a layer."""
-    return [strategy for strategy in STRATEGIES if refusal(layer, x, strategy) is None]
+    """The strategies that can serve a layer: the reference, and at least one other, or nothing would be compared."""
+    found = [strategy for strategy in STRATEGIES if refusal(layer, x, strategy) is None]
+    assert "reference" in found and len(found) > 1, found
+    return found
 
 
 @st.composite

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import condconv
-from condconv.variants import variants
+from tests.contract.cases import MIXTURES
 
 
 class Small(nn.Module):
@@ -32,7 +32,7 @@ def network(variant: str) -> nn.Module:
     converted = condconv.convert(Small(), variant, num_experts=3, targets="(depthwise|body).*", share=None)
     for module in converted.modules():
         if isinstance(module, condconv.SoftmaxGate):
-            module.set_temperature(1.0)
+            module.anneal(1.0)
     return converted.train().to(memory_format=torch.channels_last)
 
 
@@ -53,7 +53,7 @@ def trained(model: nn.Module, backend: str | None) -> tuple[list[Tensor], list[T
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("variant", list(variants))
+@pytest.mark.parametrize("variant", MIXTURES)
 def test_compiled_training_ends_where_eager_does(variant: str, backend: str) -> None:
     eager = network(variant)
     compiled = copy.deepcopy(eager)

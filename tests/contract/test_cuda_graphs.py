@@ -15,7 +15,17 @@ from condconv.execution import AUTO
 from condconv.inference import optimize_for_inference
 from condconv.routers import PooledLinear, Router, SoftmaxGate, SqueezeExcite, TopKGate, attach_scope
 from condconv.variants import variants
-from tests.contract.cases import LAYERS, TWO_D, Block, example_input, example_layer, name_of, serving
+from tests.contract.cases import (
+    LAYERS,
+    MIXTURES,
+    TWO_D,
+    Block,
+    example_input,
+    example_layer,
+    name_of,
+    serving,
+    shared_router,
+)
 
 ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "unique_dim", "_unique2", "equal", "is_nonzero"}
@@ -81,7 +91,7 @@ def _at_temperature_1(module: nn.Module) -> None:
     """So that nobody is warned of it."""
     for gate in module.modules():
         if isinstance(gate, SoftmaxGate):
-            gate.set_temperature(1.0)
+            gate.anneal(1.0)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -93,7 +103,7 @@ def test_no_router_waits(router: str, training: bool) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("variant", list(variants))
+@pytest.mark.parametrize("variant", MIXTURES)
 def test_no_routing_scope_waits(variant: str, training: bool) -> None:
     three_passes(scoped(variant), torch.randn(3, 4, 5, 5), training)
 
@@ -116,7 +126,8 @@ def scoped(variant: str) -> nn.Module:
     """A block whose layers share a router."""
     layer: Any = next(kind for kind in variants[variant].layers if kind in TWO_D)
     block = Block(layer, 4, num_experts=3)
-    attach_scope(block, "", [m for m in block.modules() if isinstance(m, layer)], variants[variant].router(4, 3))
+    members = [m for m in block.modules() if isinstance(m, layer)]
+    attach_scope(block, "", members, shared_router(members, 4))
     _at_temperature_1(block)
     return block
 
@@ -174,7 +185,7 @@ def test_layers_are_captured_and_replayed(cls: Any, training: bool) -> None:
 
 @ON_GPU
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("variant", list(variants))
+@pytest.mark.parametrize("variant", MIXTURES)
 def test_routing_scopes_are_captured_and_replayed(variant: str, training: bool) -> None:
     block = scoped(variant).cuda()
     block.norm.momentum = 0.0  # type: ignore[union-attr, assignment]
@@ -184,7 +195,7 @@ def test_routing_scopes_are_captured_and_replayed(variant: str, training: bool) 
 @ON_GPU
 @pytest.mark.filterwarnings("ignore")  # advice of torch's compiler on the device at hand
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("variant", list(variants))
+@pytest.mark.parametrize("variant", MIXTURES)
 def test_compiled_code_with_less_overhead_is_the_same(variant: str, training: bool) -> None:
     block = scoped(variant).cuda().train(training)
     compiled = torch.compile(block, mode="reduce-overhead", fullgraph=True)

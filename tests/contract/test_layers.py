@@ -14,7 +14,7 @@ from torch import nn
 
 import condconv
 from condconv.variants import variants
-from tests.contract.cases import CONVOLUTIONS, LAYERS, TWO_D, example_input, example_layer, name_of
+from tests.contract.cases import CONVOLUTIONS, LAYERS, MIXTURES, TWO_D, example_input, example_layer, name_of
 
 EVERY = pytest.mark.parametrize("cls", LAYERS, ids=name_of)
 
@@ -101,7 +101,7 @@ def test_training_with_one_example_moves_every_parameter(cls: Any) -> None:
         optimizer.step()
         for module in layer.modules():
             if isinstance(module, condconv.SoftmaxGate):
-                module.set_temperature(1.0)
+                module.anneal(1.0)
     assert all(not torch.equal(p, b) for p, b in zip(layer.parameters(), before, strict=True))
 
 
@@ -235,7 +235,7 @@ def test_output_size_as_in_torch(cls: Any) -> None:
         layer(x, output_size=(16, 16))
 
 
-@pytest.mark.parametrize("name", variants.names())
+@pytest.mark.parametrize("name", MIXTURES)
 def test_a_variant_is_documented_and_complete(name: str) -> None:
     variant = variants[name]
     assert variant.name == name and variant.url.startswith("https://")
@@ -254,7 +254,7 @@ BAD_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"padding": -1}, "padding=-1 must be an integer of at least 0"),
     ({"padding_mode": "mirror"}, "padding_mode='mirror' must be"),
     ({"strategy": "groupd"}, "unknown strategy 'groupd'; did you mean 'grouped'"),
-    ({"router": lambda c, n: condconv.PooledLinear(c, n + 1)}, "router='PooledLinear' makes 9 coefficients"),
+    ({"router": lambda site, slices: condconv.PooledLinear(site.in_channels, 9)}, "router='PooledLinear' makes 9"),
 ]
 
 
@@ -274,9 +274,9 @@ def test_bad_inputs_are_named(cls: Any) -> None:
         condconv.ShapeError, match=f"{cls.__name__}: input of shape .*in_features=8|channels; in_channels=8"
     ):
         layer(example_input(cls, 2, channels=7))
-    with pytest.raises(condconv.ShapeError, match=r"coefficients of shape \(2, 4\).*\(B, n\) = \(2, 3\)"):
+    with pytest.raises(condconv.ShapeError, match=r"coefficients of shape \(2, 4\).*\(B, mixing 3\) = \(2, 3\)"):
         layer(x, torch.rand(2, 4))
-    with pytest.raises(condconv.ShapeError, match=r"coefficients of shape \(1, 3\).*\(B, n\) = \(2, 3\)"):
+    with pytest.raises(condconv.ShapeError, match=r"coefficients of shape \(1, 3\).*\(B, mixing 3\) = \(2, 3\)"):
         layer(x, torch.rand(1, 3))
     layer.path = "blocks.3.conv"
     with pytest.raises(condconv.ShapeError, match=r"^blocks\.3\.conv \("):

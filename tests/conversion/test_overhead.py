@@ -12,7 +12,7 @@ from condconv.counting import count
 from condconv.errors import ArgumentError
 from condconv.layers import ConditionalLayer
 from condconv.models import create_model, static_twin
-from condconv.variants import variants
+from tests.contract.cases import MIXTURES
 
 
 def net() -> nn.Module:
@@ -22,7 +22,7 @@ def net() -> nn.Module:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("variant", variants.names())
+@pytest.mark.parametrize("variant", MIXTURES)
 def test_a_layers_overhead_is_experts_over_positions(variant: str) -> None:
     plan = condconv.plan(net(), variant, targets=".", num_experts=4, input_size=(3, 16, 16))
     assert [row.overhead for row in plan.layers if row.kind != "router"] == pytest.approx(
@@ -33,7 +33,7 @@ def test_a_layers_overhead_is_experts_over_positions(variant: str) -> None:
     assert condconv.plan(net(), variant, targets=".").overhead is None
 
 
-@pytest.mark.parametrize("variant", variants.names())
+@pytest.mark.parametrize("variant", MIXTURES)
 def test_a_limit_leaves_out_what_is_dearer_and_says_so(variant: str) -> None:
     plan = condconv.plan(net(), variant, targets=".", num_experts=4, input_size=(3, 16, 16), max_overhead=4 / 64)
     assert plan.converted == ("0", "1")

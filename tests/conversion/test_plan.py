@@ -10,10 +10,12 @@ import torch
 from torch import nn
 
 import condconv
+from condconv.coefficients import Slices
 from condconv.counting import count
 from condconv.errors import ArgumentError, ConversionError, UnknownNameError
 from condconv.layers import ConditionalLayer
 from condconv.routers import PooledLinear, SigmoidGate, TopKGate
+from condconv.site import ConvSite
 from tests.conversion.networks import assert_same
 from tests.conversion.small import SIZE, Net
 
@@ -139,8 +141,8 @@ def test_wrapped_and_compiled_models_are_refused() -> None:
 
 
 def test_a_top_k_gate_cannot_be_upcycled() -> None:
-    def router(in_channels: int, num_experts: int) -> PooledLinear:
-        return PooledLinear(in_channels, num_experts, gate=TopKGate(SigmoidGate(), k=2))
+    def router(site: ConvSite, slices: Slices) -> PooledLinear:
+        return PooledLinear(site.in_channels, slices.size, gate=TopKGate(SigmoidGate(), k=2))
 
     with pytest.raises(ConversionError, match="TopKGate.*init='fresh'"):
         condconv.plan(Net(), targets="conv1", router=router)

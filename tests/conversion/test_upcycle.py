@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 import condconv
-from condconv.conversion.upcycle import RELATIVE_SCALE
-from condconv.routers import PooledLinear, SigmoidGate, SoftmaxGate, SqueezeExcite
+from condconv.banks.dense import RELATIVE_SCALE
+from condconv.coefficients import Slices
+from condconv.routers import PooledLinear, Router, SigmoidGate, SoftmaxGate, SqueezeExcite
+from condconv.site import ConvSite
 from tests.conversion.networks import check_conversion, make_telling
 from tests.conversion.small import SIZE, Net
 
@@ -54,9 +56,11 @@ def test_networks_are_exact_in_both_modes(variant: str, share: object) -> None:
 @pytest.mark.parametrize("router", [PooledLinear, SqueezeExcite])
 def test_any_gate_with_equal_coefficients(router: type, gate: nn.Module) -> None:
     static, x = nn.Conv2d(4, 4, 3).double(), torch.randn(2, 4, 8, 8, dtype=torch.float64)
-    made = condconv.convert(
-        static, targets=".*", num_experts=4, router=lambda c, n: router(c, n, gate=copy.deepcopy(gate))
-    )
+
+    def routed(site: ConvSite, slices: Slices) -> Router:
+        return router(site.in_channels, slices.size, gate=copy.deepcopy(gate))
+
+    made = condconv.convert(static, targets=".*", num_experts=4, router=routed)
     assert torch.allclose(made(x), static(x), rtol=0, atol=1e-12)
 
 
@@ -107,7 +111,7 @@ def test_experts_and_coefficients_part_in_training(variant: str) -> None:
     assert float(routing["blocks.1.conv1"].std(0).max()) == 0
     gaps = [float((layer.weight[0] - layer.weight[1]).detach().norm())]
     x, y = torch.randn(16, *SIZE), torch.randint(5, (16,))
-    schedule = condconv.TemperatureSchedule(net, 1, end=1.0) if variant == "dynamic_convolution" else None
+    schedule = condconv.RoutingSchedule(net, 1, end=1.0) if variant == "dynamic_convolution" else None
     optimiser = torch.optim.SGD(net.parameters(), lr=0.5)
     for _ in range(20):
         optimiser.zero_grad()

@@ -21,14 +21,14 @@ from condconv.models import load_weights
 from condconv.models.specs import SPECS
 from condconv.models.timm_weights import to_timm_state_dict
 from condconv.routers import Router
-from condconv.variants import variants
+from tests.contract.cases import MIXTURES
 from tests.conversion.networks import difference, make_telling
 from tests.conversion.small import Residual
 
 timm = pytest.importorskip("timm")
 safetensors = pytest.importorskip("safetensors.torch")
 
-VARIANT = pytest.mark.parametrize("variant", variants.names())
+VARIANT = pytest.mark.parametrize("variant", MIXTURES)
 X = (2, 3, 64, 64)
 
 
@@ -45,7 +45,7 @@ def _network(variant: str, seed: int, **how: Any) -> nn.Module:
     make_telling(model, (torch.randn(16, *X[1:]),))
     for module in model.modules():
         if isinstance(module, condconv.SoftmaxGate):
-            module.set_temperature(1.0)
+            module.anneal(1.0)
     return model.eval()
 
 

@@ -103,17 +103,17 @@ def test_training_without_annealing_warns_once() -> None:
         for _ in range(5):
             train_a_step(model)
     assert [str(w.message)[:33] for w in caught] == ["training at softmax temperature 3"]
-    assert "TemperatureSchedule" in str(caught[0].message)
+    assert "RoutingSchedule" in str(caught[0].message)
 
 
 @pytest.mark.parametrize("why", ["stepped", "eval", "no_grad", "temperature 1"])
 def test_no_warning_where_nothing_is_amiss(why: str) -> None:
     model = condconv.DynamicConv2d(4, 4, 1)
-    schedule = condconv.TemperatureSchedule(model, steps=10_000) if why == "stepped" else None
+    schedule = condconv.RoutingSchedule(model, steps=10_000) if why == "stepped" else None
     if why == "eval":
         model.eval()
     if why == "temperature 1":
-        model.router.gate.set_temperature(1.0)
+        model.router.gate.anneal(1.0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for _ in range(5):
@@ -129,7 +129,7 @@ def test_no_warning_where_nothing_is_amiss(why: str) -> None:
 def test_a_schedule_that_nobody_steps_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("condconv.routers.gates.StepWatch.PATIENCE", 3)
     model = condconv.DynamicConv2d(4, 4, 1)
-    condconv.TemperatureSchedule(model, steps=100)
+    condconv.RoutingSchedule(model, steps=100)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(5):

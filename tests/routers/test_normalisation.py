@@ -53,7 +53,7 @@ def test_the_norm_folds_into_the_first_linear_layer() -> None:
 
 def test_it_is_traced_exported_and_served() -> None:
     layer = condconv.CondConv2d(
-        4, 4, 3, padding=1, num_experts=2, router=lambda channels, n: PooledLinear(channels, n, normalise=True)
+        4, 4, 3, padding=1, num_experts=2, router=lambda site, slices: PooledLinear(4, slices.size, normalise=True)
     )
     x = torch.randn(5, 4, 8, 8)
     layer(x)

@@ -22,19 +22,19 @@ def temperatures(net: nn.Module) -> list[float]:
 
 def test_it_anneals_linearly_and_stops() -> None:
     net = model()
-    schedule = condconv.TemperatureSchedule(net, steps=29)
+    schedule = condconv.RoutingSchedule(net, steps=29)
     seen = [temperatures(net)[0]]
     for _ in range(31):
         schedule.step()
         assert len(set(temperatures(net))) == 1
         seen.append(temperatures(net)[0])
     assert seen == pytest.approx([*range(30, 0, -1), 1, 1])
-    assert schedule.temperature == 1
+    assert schedule.value == 1
 
 
 def test_the_temperature_travels_with_the_weights() -> None:
     net, fresh = model(), model()
-    condconv.TemperatureSchedule(net, steps=10, start=12, end=3)
+    condconv.RoutingSchedule(net, steps=10, start=12, end=3)
     assert temperatures(fresh) == [30, 30]
     fresh.load_state_dict(net.state_dict())
     assert temperatures(fresh) == temperatures(copy.deepcopy(net)) == [12, 12]
@@ -42,10 +42,10 @@ def test_the_temperature_travels_with_the_weights() -> None:
 
 def test_it_resumes() -> None:
     net, other = model(), model()
-    schedule = condconv.TemperatureSchedule(net, steps=7)
+    schedule = condconv.RoutingSchedule(net, steps=7)
     for _ in range(3):
         schedule.step()
-    again = condconv.TemperatureSchedule(other, steps=99)
+    again = condconv.RoutingSchedule(other, steps=99)
     again.load_state_dict(schedule.state_dict())
     assert temperatures(other) == temperatures(net)
     schedule.step(), again.step()
@@ -56,7 +56,7 @@ def test_it_resumes() -> None:
 
 def test_a_step_of_any_thread_counts() -> None:
     net = model().eval()
-    schedule, x = condconv.TemperatureSchedule(net, steps=29), torch.randn(2, 3, 4, 4)
+    schedule, x = condconv.RoutingSchedule(net, steps=29), torch.randn(2, 3, 4, 4)
     before = net(x)
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: schedule.step(), range(28)))
@@ -65,12 +65,12 @@ def test_a_step_of_any_thread_counts() -> None:
 
 
 def test_bad_arguments_are_named() -> None:
-    with pytest.raises(condconv.ArgumentError, match="model='Linear' has no softmax gate"):
-        condconv.TemperatureSchedule(nn.Linear(2, 2), steps=5)
+    with pytest.raises(condconv.ArgumentError, match="model='Linear' has no gate to anneal"):
+        condconv.RoutingSchedule(nn.Linear(2, 2), steps=5)
     with pytest.raises(condconv.ArgumentError, match="steps=0 must be at least 1"):
-        condconv.TemperatureSchedule(model(), steps=0)
+        condconv.RoutingSchedule(model(), steps=0)
     with pytest.raises(condconv.ArgumentError, match="end=0 must be a number, at least 1e-30"):
-        condconv.TemperatureSchedule(model(), steps=5, end=0)
+        condconv.RoutingSchedule(model(), steps=5, end=0)
 
 
 def test_it_acts_on_compiled_models() -> None:
@@ -79,6 +79,6 @@ def test_it_acts_on_compiled_models() -> None:
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
     x = torch.randn(2, 3, 4, 4)
     before = compiled(x)
-    condconv.TemperatureSchedule(net, steps=1).step()
+    condconv.RoutingSchedule(net, steps=1).step()
     assert not torch.equal(compiled(x), before)
     torch.testing.assert_close(compiled(x), net(x))

@@ -18,10 +18,9 @@ from torch.utils.checkpoint import checkpoint
 import condconv
 from condconv.routers import RoutingScope, attach_scope, detach_scopes
 from condconv.routers.scope import _loans
-from condconv.variants import variants
-from tests.contract.cases import Block
+from tests.contract.cases import MIXTURES, Block, layer_of, shared_router
 
-VARIANTS = pytest.mark.parametrize("variant", variants.names())
+VARIANTS = pytest.mark.parametrize("variant", MIXTURES)
 INSIDE = functools.partial(checkpoint, use_reentrant=False)
 
 
@@ -32,14 +31,14 @@ def layers_of(block: nn.Module) -> list[nn.Module]:
 def network(variant: str, inside: Any = None, channels: int = 4) -> Any:
     """Stem, two blocks with a router each, head."""
     torch.manual_seed(0)
-    chosen = variants[variant]
-    layer = chosen.layers[1]
+    layer = layer_of(variant, nn.Conv2d)
     blocks = [Block(layer, channels, 3, inside) for _ in range(2)]
     net = nn.Sequential(
         nn.Conv2d(3, channels, 3), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 5)
     )
     for i, block in enumerate(blocks, start=1):
-        attach_scope(net, str(i), layers_of(block), chosen.router(channels, 3))
+        members = layers_of(block)
+        attach_scope(net, str(i), members, shared_router(members, channels))
     return net.double()
 
 

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 import condconv
+from condconv import DynamicConv2d
 from condconv.training.ema import EMA
-from condconv.variants import DynamicConv2d
 
 
-def train(network: nn.Module, average: EMA, schedule: condconv.TemperatureSchedule, steps: int) -> None:
+def train(network: nn.Module, average: EMA, schedule: condconv.RoutingSchedule, steps: int) -> None:
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     for _ in range(steps):
         optimizer.zero_grad()
@@ -19,10 +19,10 @@ def train(network: nn.Module, average: EMA, schedule: condconv.TemperatureSchedu
         average.update(network)
 
 
-def make() -> tuple[nn.Module, EMA, condconv.TemperatureSchedule]:
+def make() -> tuple[nn.Module, EMA, condconv.RoutingSchedule]:
     torch.manual_seed(0)
     network = nn.Sequential(DynamicConv2d(3, 4, 3, num_experts=2), nn.BatchNorm2d(4))
-    schedule = condconv.TemperatureSchedule(network, steps=6)
+    schedule = condconv.RoutingSchedule(network, steps=6)
     return network, EMA(network, 0.9), schedule
 
 
@@ -39,8 +39,8 @@ def test_parameters_and_statistics_are_averaged_and_everything_else_is_copied() 
         assert all(torch.allclose(averaged[name].double(), naive[name], atol=1e-6) for name in naive)
         temperature = average.network[0].router.gate.temperature
         assert torch.equal(temperature, network[0].router.gate.temperature)
-        assert float(temperature) == pytest.approx(schedule.temperature)
-    assert schedule.temperature == 1.0
+        assert float(temperature) == pytest.approx(schedule.value)
+    assert schedule.value == 1.0
     counts = [net[1].num_batches_tracked for net in (network, average.network)]
     assert counts[0] == counts[1] == 8
     assert not torch.equal(network[1].running_var, average.network[1].running_var)

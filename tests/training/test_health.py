@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from condconv import CondConv2d
 from condconv.data import Source, TensorImages
 from condconv.errors import NonFiniteError
 from condconv.evaluation.routing import RoutingStatistics, normalised_entropy, routed_together
@@ -13,7 +14,6 @@ from condconv.tasks import task_of
 from condconv.training.callbacks import EpochRows, router_columns
 from condconv.training.health import HealthWarnings
 from condconv.training.module import TrainingModule
-from condconv.variants import CondConv2d
 
 
 def test_statistics_equal_a_naive_computation() -> None:

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from condconv import DynamicConv2d
 from condconv.data import Source, TensorImages
 from condconv.runs.config import TrainConfig
 from condconv.tasks import task_of
 from condconv.training.module import TrainingModule
-from condconv.variants import DynamicConv2d
 
 IMAGES = TensorImages(torch.zeros(4, 2, 5, 5, dtype=torch.uint8), torch.arange(4), "made up")
 FOUR_CLASSES = Source("made up", IMAGES, IMAGES, tuple("abcd"), 2, (5, 5), True, False, (0.0,) * 2, (1.0,) * 2)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
+from condconv import CondConv2d
 from condconv.errors import ArgumentError
 from condconv.runs.config import TrainConfig
 from condconv.training.optimization import (
@@ -11,7 +12,6 @@ from condconv.training.optimization import (
     parameter_groups,
     peak_learning_rate,
 )
-from condconv.variants import CondConv2d
 
 
 def config(**settings: object) -> TrainConfig:

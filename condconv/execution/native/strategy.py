@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from condconv.errors import StrategyError
 from condconv.execution.closed_forms import batch_of
 from condconv.execution.native import library  # noqa: F401 (it tells torch what the operators are)
 from condconv.geometry import ConvGeometry
-from condconv.lowered import Kernels, Lowered, Packed
+from condconv.lowered import Kernels, Lowered, Packed, Scaled, Static, tensors
 from condconv.operators import load_error
 
 _FLOATS = (torch.float32, torch.bfloat16)
@@ -23,7 +24,10 @@ def needs_gradient(x: Tensor, lowered: Lowered) -> bool:
     """Whether autograd will follow the convolution of x with them."""
     if not torch.is_grad_enabled():
         return False
-    return x.requires_grad or any(isinstance(t, Tensor) and t.requires_grad for t in lowered)
+    if x.requires_grad:
+        return True
+    parts: Any = tensors(lowered) if type(lowered) is Scaled else lowered
+    return any(isinstance(t, Tensor) and t.requires_grad for t in parts)
 
 
 def _differentiated(x: Tensor, lowered: Lowered) -> bool:
@@ -47,7 +51,7 @@ class Native:
 
     def supports(self, lowered: Lowered, geometry: ConvGeometry) -> str | None:
         """Return why this strategy cannot serve, or None."""
-        if isinstance(lowered, Kernels):
+        if isinstance(lowered, (Kernels, Static, Scaled)):
             return "the kernels are mixed already; it needs experts"
         if geometry.rank > 2 or geometry.transposed:
             return "it needs a convolution of one or two dimensions that is not transposed"
@@ -60,7 +64,7 @@ class Native:
 
     def __call__(self, x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> Tensor:
         """Return y (B, O, *space) in the memory format of x (B, I, *space), with the bias."""
-        assert not isinstance(lowered, Kernels)
+        assert not isinstance(lowered, (Kernels, Static, Scaled))
         if torch.is_autocast_enabled("cpu"):
             x = x.to(torch.get_autocast_dtype("cpu"))  # The experts stay as they are: they are mixed in f32.
         stride, padding, dilation = geometry.stride, geometry.padding, geometry.dilation
