@@ -10,13 +10,14 @@ from benchmarks.accuracy.comparison import Estimate, Outcome, estimate
 from benchmarks.accuracy.markdown import gain, shown, table
 
 LEADING = (
-    ("demo", "condconv8", "`cifar_resnet8`, Fashion-MNIST under unknown conditions, 4 epochs: what `make demo` shows"),
-    ("f_shapes", "condconv_deep", "the same, deeper: `cifar_resnet14`"),
-    ("f_shapes", "condconv_long", "the same, three times as long: 12 epochs"),
-    ("f_shapes", "condconv_narrow", "the same, half as wide"),
-    ("f_shapes", "condconv_wide", "the same, twice as wide"),
-    ("a_fashion", "condconv8", "`cifar_resnet8`, Fashion-MNIST as it is, 4 epochs"),
-    ("a_cifar10", "condconv8", "`cifar_resnet8`, CIFAR-10-JPEG, 4 epochs"),
+    ("demo", "condconv8", "eight experts in `cifar_resnet8`, Fashion-MNIST under unknown conditions: `make demo`"),
+    ("c_starts", "experts_16", "the same with sixteen experts, a router for each layer: twice the overhead"),
+    ("f_shapes", "condconv_deep", "eight experts, deeper: `cifar_resnet14`"),
+    ("f_shapes", "condconv_long", "eight experts, three times as long: 12 epochs"),
+    ("f_shapes", "condconv_narrow", "eight experts, half as wide"),
+    ("f_shapes", "condconv_wide", "eight experts, twice as wide"),
+    ("a_fashion", "condconv8", "eight experts in `cifar_resnet8`, Fashion-MNIST as it is"),
+    ("a_cifar10", "condconv8", "eight experts in `cifar_resnet8`, CIFAR-10-JPEG"),
 )
 """Study, arm, and what is trained."""
 ENOUGH = 3
@@ -27,14 +28,14 @@ TIMES = Path(__file__).resolve().parent / "results" / "demo_times.csv"
 
 
 def leading(outcomes: Sequence[Outcome]) -> Iterator[str]:
-    """Eight experts in each setting: their gain over both static networks, or that there is none."""
+    """Experts in each setting: their gain over both static networks, or that there is none."""
     found = {outcome.study.name: outcome for outcome in outcomes}
     rows = [
         _leading_cells(found[study], arm, what)
         for study, arm, what in LEADING
         if study in found and arm in found[study].arms
     ]
-    head = ["eight experts in", "overhead", "gain over the twin", "over the widened network", "above both", "shown"]
+    head = ["conditional network", "overhead", "gain over the twin", "over the widened network", "above both", "shown"]
     if rows:
         yield from table(head, rows)
 
@@ -66,19 +67,30 @@ def demo(outcome: Outcome) -> Iterator[str]:
     twin, widened = outcome.twin(arm), outcome.widened(arm)
     if twin is None or widened is None:
         return
-    times = _times()
+    times = {row["network"]: row for row in _times()}
 
     def cells(name: str, arm: str, *others: str) -> list[str]:
         gains = [gain(outcome, arm, other) for other in others] + [""] * (2 - len(others))
         ratio = outcome.macs(arm) / outcome.macs(twin)
-        return [name, shown(outcome.mean(arm)), *gains, f"{ratio:.3f}", *times.get(name, ())]
+        took = [float(times[name][key]) / float(times["static"][key]) for key in ("epoch_s", "image_ms") if times]
+        return [name, shown(outcome.mean(arm)), *gains, f"{ratio:.3f}", *(f"{value:.2f}" for value in took)]
 
-    head = ["network", "top-1 / %", "gain over static", "gain over widened", "multiply-adds", *times.get("network", ())]
+    head = ["network", "top-1 / %", "gain over static", "gain over widened", "multiply-adds"]
+    if times:
+        head += ["time of an epoch", "of an image"]
     yield from table(
         head, [cells("conditional", arm, twin, widened), cells("static", twin), cells("widened", widened, twin)]
     )
     above, seeds = outcome.above_both(arm)
     yield f"\nIn {above} of the {seeds} seeds in which all three are trained, the conditional network is above both.\n"
+    if times:
+        row = times["static"]
+        yield (
+            f"Multiply-adds and times are ratios to the static network; times of one run on {row['machine']},\n"
+            f"{row['threads']} threads, torch {row['torch']}, {row['date']}.\n"
+        )
+    else:
+        yield "Multiply-adds are ratios to the static network.\n"
     stronger = [outcome.under(STRONGER, arm, other) for other in (twin, widened)]
     if all(stronger):
         over_twin, over_widened = (shown(estimate(values), sign=True) for values in stronger)
@@ -88,15 +100,9 @@ def demo(outcome: Outcome) -> Iterator[str]:
         )
 
 
-def _times() -> dict[str, list[str]]:
-    """By network, the head as "network": times of an epoch and of an image, as ratios to the twin's."""
+def _times() -> list[dict[str, str]]:
+    """What `benchmarks.accuracy.demo_times` wrote, if it has been run."""
     if not TIMES.exists():
-        return {}
+        return []
     with TIMES.open(encoding="utf-8", newline="") as file:
-        rows = {row["network"]: row for row in csv.DictReader(file)}
-    names = ("epoch_s", "image_ms")
-    ratios = {
-        network: [f"{float(row[name]) / float(rows['static'][name]):.2f}" for name in names]
-        for network, row in rows.items()
-    }
-    return {"network": ["time of an epoch", "of an image"], **ratios}
+        return list(csv.DictReader(file))

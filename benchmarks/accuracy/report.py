@@ -50,7 +50,8 @@ TF32. Networks, first weights, settings, order of the pictures and the condition
 sweep`; flips, shifts and noise are drawn anew, the same for all networks of a seed. Weights of several seeds are
 not stacked into one pass: graphs side by side need no second implementation of the layers, and 221 runs took six
 minutes. `wall_s` of these rows is how long a run took beside the others, and no time of training; for times see
-[performance.md](performance.md). Commands for what is not run are at the end.
+[performance.md](performance.md). In pictures, arms of fewer than three seeds have no interval. Commands for what is
+not run are at the end.
 """
 
 

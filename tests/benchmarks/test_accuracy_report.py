@@ -2,14 +2,19 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from benchmarks.accuracy import demo_times, in_short
 from benchmarks.accuracy.comparison import Outcome, estimate, total_epochs
 from benchmarks.accuracy.figure import draw
 from benchmarks.accuracy.markdown import between
 from benchmarks.accuracy.report import PAGE, README, WHEN, page, studies, verdict, with_tables
+from condconv.runs.report import results_table
 from condconv.studies.study import Study, read_study
+from condconv.tasks import score_of
 from tests.studies.test_study import row, write_study
 
 ARMS = {
@@ -79,6 +84,27 @@ def test_a_twin_has_the_same_shape(study: Study) -> None:
 def test_other_pages_have_the_tables_of_the_studies(path: Path) -> None:
     text = path.read_text()
     assert text == with_tables(text, path, [Outcome(study, study.finished()) for study in studies()])
+
+
+def test_times_are_those_of_the_runs_summary(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def result(name: str, epoch_s: float, image_ms: float) -> Any:
+        cost = SimpleNamespace(params=10, macs=20)
+        spec = SimpleNamespace(name=name, cost=cost, ratio=1.0)
+        return SimpleNamespace(spec=spec, score=0.5, times=(epoch_s, image_ms))
+
+    networks = [result("conditional", 30.0, 0.75), result("static", 20.0, 0.5), result("widened", 21.0, 0.55)]
+    other = "| condition | static |\n|:---|---:|\n| plain | 50 % |"
+    told = "Image: median of eager forward passes of one image on cpu, 2 threads, torch 2.14.1+cu130, x86_64."
+    (tmp_path / "summary.md").write_text("\n\n".join([results_table(networks, score_of("classify")), other, told]))
+    monkeypatch.setattr(in_short, "TIMES", tmp_path / "times.csv")
+    monkeypatch.setattr(demo_times, "TIMES", tmp_path / "times.csv")
+    monkeypatch.setattr("sys.argv", ["demo_times", str(tmp_path)])
+    demo_times.main()
+    outcomes = [Outcome(study, study.finished()) for study in studies()]
+    text = with_tables(README.read_text(), README, outcomes)
+    rows = [line for line in text.splitlines() if line.startswith(("| conditional |", "| static |", "| widened |"))]
+    assert [row.split(" | ")[-2:] for row in rows] == [["1.50", "1.50 |"], ["1.00", "1.00 |"], ["1.05", "1.10 |"]]
+    assert "2 threads, torch 2.14.1+cu130" in text
 
 
 def test_marks_that_are_gone_are_said() -> None:
