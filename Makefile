@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint bench bench-docs clean
+.PHONY: demo test test-all lint docs bench bench-docs clean
 
 # Made anew when the dependencies change. The marker is written last: an installation that broke off is repeated.
 # What the operator is built with comes first, so that it is built beside it: isolated, torch would be fetched twice.
@@ -10,7 +10,7 @@ BIN := .venv/bin
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet 'setuptools>=77' 'torch>=2.10' 'numpy<2.5'
-	$(BIN)/pip install --quiet --no-build-isolation --editable '.[all,dev]'
+	$(BIN)/pip install --quiet --no-build-isolation --editable '.[all,dev,docs]'
 	touch $@
 
 .venv: .venv/installed
@@ -28,6 +28,10 @@ test: lint
 test-all: lint
 	$(BIN)/pytest -n auto
 
+# The site, into site/: a warning or a link that leads nowhere is an error.
+docs: .venv/installed
+	$(BIN)/mkdocs build
+
 # The planner's table comes first: what the planner chooses in all others depends on it.
 BENCHMARKS := planner_table planner_fit single_layers small layers networks training random_shapes hotspots
 
@@ -39,4 +43,4 @@ bench-docs: .venv/installed
 	$(BIN)/python -m benchmarks.speed.report
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build dist site *.egg-info

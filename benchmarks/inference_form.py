@@ -14,7 +14,6 @@ import platform
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from torch.nn import functional as F
 
 import condconv
 from condconv.data import open_source
+from condconv.inference.form import ExpertStorage, RestStorage
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE / "results" / "inference_form.csv"
@@ -30,8 +30,9 @@ TABLE = re.compile(r"(?<=<!-- table: inference_form -->\n).*?(?=<!-- end -->)", 
 
 TRAINED = ("condconv_mobilenetv1_025", "dynamic_mobilenetv2_035")
 LARGE = "condconv_efficientnet_b0_8e"
-FORMS: tuple[tuple[Literal["f32", "bf16", "int8"], Literal["f32", "bf16"]], ...] = (
-    ("f32", "f32"), ("bf16", "f32"), ("int8", "f32"), ("bf16", "bf16"), ("int8", "bf16"))
+FORMS: tuple[tuple[ExpertStorage, RestStorage], ...] = (
+    ("f32", "f32"), ("bf16", "f32"), ("int8", "f32"), ("bf16", "bf16"), ("int8", "bf16"),
+)  # fmt: skip
 EPOCHS, BATCH_SIZE = 30, 64
 
 Line = dict[str, str]
@@ -81,8 +82,8 @@ def measured() -> Iterator[Line]:
         with torch.no_grad():
             expected = model(images)
             for form in (None, *FORMS):
-                experts, rest = form or ("", "")
                 made = model if form is None else condconv.optimize_for_inference(model, *form)
+                experts, rest = form or ("", "")
                 outputs = made(images)
                 yield {
                     "network": name,
@@ -98,8 +99,8 @@ def measured() -> Iterator[Line]:
     with torch.device("meta"):  # shapes are enough
         model = condconv.create_model(LARGE)
     for form in (None, *FORMS):
-        experts, rest = form or ("", "")
         made = model if form is None else condconv.optimize_for_inference(model, *form)
+        experts, rest = form or ("", "")
         empty = dict.fromkeys(("images", "correct", "same_answer", "output_error"), "")
         yield {"network": LARGE, "experts": experts, "rest": rest, "bytes": str(state_bytes(made)), **empty, **about}
 

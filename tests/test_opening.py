@@ -130,7 +130,7 @@ def test_a_network_from_elsewhere_is_saved_with_its_conversion(kind: str, tmp_pa
     assert same(model, condconv.from_pretrained(tmp_path / "again", model=Elsewhere()), 3, 16, 16)
     with pytest.raises(CheckpointError, match=r"Elsewhere, which create_model does not make.*model=…"):
         condconv.from_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=r"wrong shape: first\.weight|no router for 6 channels was saved"):
+    with pytest.raises(CheckpointError, match="wrong shape: first.weight"):
         condconv.from_pretrained(tmp_path, model=Elsewhere(width=6))
 
 

@@ -47,15 +47,16 @@ class CapturedNetwork:
         self.device = epoch[0].device
         self.config, self.steps, total = config, len(epoch[1]), len(epoch[1]) * config.epochs
         schedule = annealing(network, config, self.steps)
+        gates = [module for module in network.modules() if isinstance(module, SoftmaxGate)]
         temperatures = []
         for _ in range(total + 1):
-            temperatures.append(1.0 if schedule is None else schedule.value)
+            temperatures.append(float(gates[0].temperature) if schedule is not None else 1.0)
             if schedule is not None:
                 schedule.step()
         factors = [learning_rate_factor(config, step, self.steps) for step in range(total)]
         self.network = network.to(self.device)
         self.temperatures, self.factors = (torch.tensor(v, device=self.device) for v in (temperatures, factors))
-        self.gates = [module for module in network.modules() if isinstance(module, SoftmaxGate)]
+        self.gates = gates
         groups = parameter_groups(network, config, config.lr)
         self.rates = [group["lr"] for group in groups]
         for group in groups:

@@ -16,6 +16,7 @@ from condconv.cli.parser import Parser
 from condconv.cli.settings import add_settings, completed, parse
 from condconv.errors import ArgumentError
 from condconv.runs.config import TrainConfig
+from condconv.tasks import task_named_by
 
 
 def make_parser() -> Parser:
@@ -47,6 +48,9 @@ def run(arguments: Sequence[str]) -> int:
     if resume is not None and calls["fast_dev_run"]:
         raise ArgumentError("--fast-dev-run: a resumed run keeps its settings; start a new one")
 
+    if resume is None and settings["task"] is None and (named := task_named_by(settings["data"])) is not None:
+        given["task"] = named
+        settings = completed(given)
     if resume is None and settings["recipe"] is None and "model" not in given:
         settings = completed({**given, **recipe_for(settings)})
 

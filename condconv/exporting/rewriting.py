@@ -155,6 +155,8 @@ class Convolution(nn.Module):
         self.prepad = [] if self.linear else of._prepad
         self.mode = "constant" if self.linear or of.padding_mode == "zeros" else of.padding_mode
         self.same = (of.kernel_size, of.stride, of.dilation) if is_same_padded(layer) else None
+        self.pointwise_as_product = False
+        """For runtimes that are slow where the weight of a convolution is no constant."""
 
     def forward(self, x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
         """X (B, I, *space), or (B, *positions, I) of a linear layer, with one kernel for all examples."""
@@ -164,4 +166,7 @@ class Convolution(nn.Module):
             x = pad_same(x, *self.same)
         if self.prepad:
             x = F.pad(x, self.prepad, mode=self.mode)
+        if self.pointwise_as_product and self.geometry.is_pointwise(kernel.shape):
+            y = (kernel.flatten(1) @ x.flatten(2)).unflatten(2, x.shape[2:])  # B O *space
+            return y if bias is None else y + bias.reshape(-1, *[1] * self.geometry.rank)
         return self.geometry.convolve(x, kernel, bias)

@@ -173,14 +173,15 @@ def _build_detector(name: str, given: Mapping[str, Any]) -> nn.Module:
     where = f"create_model('{name}')"
     arguments = not_default(given)
     num_classes, in_chans = arguments.pop("num_classes", COCO_CLASSES), arguments.pop("in_chans", 3)
+    width = arguments.pop("width_multiplier", 1.0)
     if arguments:
         first = next(iter(arguments))
-        rule, remedy = "is no argument of the detector", "known: num_classes, in_chans, num_experts"
+        rule, remedy = "is no argument of the detector", "known: num_classes, in_chans, width_multiplier, num_experts"
         raise argument_error(where, first, arguments[first], rule, remedy)
     if num_classes < 1:
         rule = "must be at least 1, background not counted"
         raise argument_error(where, "num_classes", num_classes, rule, "COCO has 90")
-    return SSD(DETECTORS[name], num_classes=num_classes, in_chans=in_chans)
+    return SSD(DETECTORS[name], num_classes=num_classes, in_chans=in_chans, width_multiplier=width)
 
 
 def _build_restorer(name: str, given: Mapping[str, Any]) -> nn.Module:

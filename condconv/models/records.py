@@ -16,17 +16,7 @@ from condconv.conversion.apply import conditional_layers
 from condconv.errors import CheckpointError
 from condconv.layers import ConditionalLayer
 from condconv.models.loading import routers_of
-from condconv.routers import (
-    HiddenBatchNorm,
-    HiddenLayerNorm,
-    PooledLinear,
-    Router,
-    RoutingScope,
-    SigmoidGate,
-    SoftmaxGate,
-    SqueezeExcite,
-    TopKGate,
-)
+from condconv.routers import PooledLinear, Router, RoutingScope, SigmoidGate, SoftmaxGate, SqueezeExcite, TopKGate
 from condconv.site import ConvSite
 from condconv.variants import Variant, variants
 
@@ -40,7 +30,7 @@ INSTEAD = (
 
 
 def conversion_records(model: nn.Module) -> list[Record]:
-    """Which layers of ``model`` are conditional: a record for each variant, its number of experts and its options.
+    """Which layers of ``model`` are conditional: a record for each variant and number of experts.
 
     A record has the layers' names, which of them share a router, and, where they are not the variant's default ones,
     the routers, by the channels that they see.
@@ -54,22 +44,23 @@ def conversion_records(model: nn.Module) -> list[Record]:
         if isinstance(getattr(module, "routed_scope", None), RoutingScope)
     }
     routers = routers_of(model)
-    records: dict[tuple[Any, ...], Record] = {}
-    layers: dict[tuple[Any, ...], dict[str, ConditionalLayer]] = {}
+    alike: dict[tuple[Any, ...], dict[str, ConditionalLayer]] = {}
     for name, layer in conditional_layers(model):
-        variant, experts = _variant_of(name, layer).name, layer.num_experts
-        key = (variant, experts, *sorted(layer.options.items()))
-        empty: Record = {"variant": variant, "num_experts": experts, "layers": [], "shared": {}}
-        record = records.setdefault(key, {**empty, "options": dict(layer.options)} if layer.options else empty)
-        record["layers"].append(name)
-        layers.setdefault(key, {})[name] = layer
-        if layer.scope is not None:
-            record["shared"].setdefault(sources[layer.scope], []).append(name)
-    for key, record in records.items():
-        mine = {name: (layer, routers[name]) for name, layer in layers[key].items() if name in routers}
-        if not all(_is_default(router, layer) for layer, router in mine.values()):
-            record["routers"] = _by_channels({name: router for name, (_, router) in mine.items()})
-    return list(records.values())
+        kind = _variant_of(name, layer).name, layer.num_experts, *sorted(layer.options.items())
+        alike.setdefault(kind, {})[name] = layer
+    records = []
+    for (variant, num_experts, *options), layers in alike.items():
+        record: Record = {"variant": variant, "num_experts": num_experts, "layers": list(layers), "shared": {}}
+        for name, layer in layers.items():
+            if layer.scope is not None:
+                record["shared"].setdefault(sources[layer.scope], []).append(name)
+        if options:
+            record["options"] = dict(options)
+        own = {name: routers[name] for name in layers if name in routers}
+        if not all(_is_default(router, layers[name]) for name, router in own.items()):
+            record["routers"] = _described_by_channels(own)
+        records.append(record)
+    return records
 
 
 def convert_again(model: nn.Module, records: Sequence[Mapping[str, Any]]) -> nn.Module:
@@ -98,11 +89,8 @@ class _Routers:
         self.by_channels = by_channels
 
     def __call__(self, site: ConvSite, slices: Slices) -> Router:
-        if str(site.in_channels) not in self.by_channels:
-            raise CheckpointError(
-                f"no router for {site.in_channels} channels was saved; pass the network as it was before its conversion"
-            )
-        about = dict(self.by_channels[str(site.in_channels)])
+        # A plan tries a factory with channels of its own first.
+        about = dict(self.by_channels.get(str(site.in_channels)) or next(iter(self.by_channels.values())))
         return Router(site.in_channels, slices, **about | {"gate": _gate(about["gate"])})
 
 
@@ -117,21 +105,20 @@ def _variant_of(name: str, layer: ConditionalLayer) -> Variant:
 
 
 def _is_default(router: Router, layer: ConditionalLayer) -> bool:
-    with torch.random.fork_rng(devices=[]):
+    """Whether it is what the layer's variant would make."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
         default = layer.default_router(replace(layer.site, in_channels=router.in_channels), layer.slices)
     return (
         type(router) is type(default)
         and type(router.gate) is type(default.gate)
-        and _shapes(router) == _shapes(default)
+        and [tuple(p.shape) for p in router.parameters()] == [tuple(p.shape) for p in default.parameters()]
+        and (router.norm is None) == (default.norm is None)
         and (router.dropout, router.expert_dropout) == (default.dropout, default.expert_dropout)
     )
 
 
-def _shapes(router: Router) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in router.state_dict().items()}
-
-
-def _by_channels(routers: Mapping[str, Router]) -> dict[str, Record]:
+def _described_by_channels(routers: Mapping[str, Router]) -> dict[str, Record]:
+    """The description of each layer's router, by the channels that it sees."""
     found: dict[str, Record] = {}
     for name, router in routers.items():
         about = _described(name, router)
@@ -145,7 +132,8 @@ def _by_channels(routers: Mapping[str, Router]) -> dict[str, Record]:
 
 def _described(name: str, router: Router) -> Record:
     """The arguments of `Router` that make one like it."""
-    if type(router) not in (Router, PooledLinear, SqueezeExcite) or router.previous_experts:
+    normalised = len(router.body) > 3  # a layer of the hidden features
+    if type(router) not in (Router, PooledLinear, SqueezeExcite) or router.previous_experts or normalised:
         kind = "hierarchical" if isinstance(router, Router) and router.previous_experts else type(router).__name__
         raise CheckpointError(
             f"save_pretrained: the router of {name} is {kind}, which a configuration cannot describe; {INSTEAD}"
@@ -157,7 +145,6 @@ def _described(name: str, router: Router) -> Record:
         "dropout": router.dropout,
         "expert_dropout": router.expert_dropout,
         "normalise": router.norm is not None,
-        "norm": next((kind for kind, norm in _NORMS.items() if any(isinstance(m, norm) for m in router.body)), None),
     }
 
 
@@ -180,7 +167,6 @@ def _gate(about: Any) -> SigmoidGate | SoftmaxGate | TopKGate:
     return TopKGate(_gate(about["of"]), about["k"], about["noise_std"])
 
 
-_NORMS = {"batch": HiddenBatchNorm, "layer": HiddenLayerNorm}
 _GATES: dict[str, type[SigmoidGate] | type[SoftmaxGate]] = {"sigmoid": SigmoidGate, "softmax": SoftmaxGate}
 
 

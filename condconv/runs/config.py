@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from condconv.devices import DEVICES
 from condconv.errors import argument_error
@@ -41,13 +42,22 @@ SMALLEST_MAP = 7
 FAST_STEPS = 3
 
 
+_GONE = {"router_norm": False}
+"""Settings of earlier versions, and the value with which each changed nothing."""
+
+
+def without_gone(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of an earlier version without those that are gone and changed nothing."""
+    return {name: value for name, value in settings.items() if name not in _GONE or value != _GONE[name]}
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """One training run. Each field's metadata is its help text on the command line and the rule for its value."""
 
     # Data.
     data: str = setting(MISSING, "fashion-mnist, digits, a folder (train/ and val/, tar shards, IDX) or URL of shards")
-    task: str | None = setting(None, "classify or restore (default: what the data says)")
+    task: str | None = setting(None, "classify, detect or restore (default: what the data says, else classify)")
     input_size: int | None = setting(
         None, "side of the square that the network gets, pixels (default: the set's)", COUNT
     )
@@ -86,7 +96,6 @@ class TrainConfig:
         None, "who shares a router: block, network, a number of blocks, or none (default: the variant's)"
     )
     gate: str | None = setting(None, f"{' or '.join(GATES)} (default: the variant's)", GATES)
-    router_norm: bool = setting(False, "normalise what routers see: pooled features to mean 0 and variance 1")
     router_init_scale: float = setting(1.0, "factor on the routers' last weights at the start", NOT_NEGATIVE)
     expert_init_scale: float = setting(1.0, "factor on the experts' kernels at the start", POSITIVE)
     upcycle_from: str | None = setting(

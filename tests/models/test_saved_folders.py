@@ -232,8 +232,7 @@ def test_networks_that_no_configuration_describes_are_refused(tmp_path: Path) ->
         pass
 
     with pytest.raises(CheckpointError, match="router of .* is Mine, which a configuration cannot describe"):
-        mine = converted(router=lambda site, slices: Mine(site.in_channels, slices.size))
-        save_pretrained(mine, tmp_path / "a")
+        save_pretrained(converted(router=lambda site, slices: Mine(site.in_channels, slices.size)), tmp_path / "a")
     with pytest.raises(CheckpointError, match="cannot be written as JSON"):
         save_pretrained(small(norm_layer=nn.BatchNorm2d), tmp_path / "a")
     assert not (tmp_path / "a").exists()

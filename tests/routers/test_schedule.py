@@ -56,7 +56,7 @@ def test_it_resumes() -> None:
 
 def test_a_step_of_any_thread_counts() -> None:
     net = model().eval()
-    schedule, x = condconv.TemperatureSchedule(net, steps=29), torch.randn(2, 3, 4, 4)
+    schedule, x = condconv.RoutingSchedule(net, steps=29), torch.randn(2, 3, 4, 4)
     before = net(x)
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: schedule.step(), range(28)))

@@ -1,0 +1,92 @@
+"""The site: every page is in its navigation, every public name in its reference, and it builds without a warning."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+import condconv
+
+ROOT = Path(__file__).parent.parent
+
+
+class Settings(yaml.SafeLoader):
+    """mkdocs.yml has values from the environment, which matter to no test."""
+
+
+Settings.add_constructor("!ENV", lambda loader, node: "")
+
+
+@pytest.fixture(scope="module")
+def pages() -> ModuleType:
+    pytest.importorskip("mkdocs", reason="pip install 'condconv[docs]'")
+    spec = importlib.util.spec_from_file_location("site_pages", ROOT / "scripts" / "site_pages.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def leaves(entry: object) -> list[str]:
+    if isinstance(entry, str):
+        return [entry]
+    return [leaf for child in (entry.values() if isinstance(entry, dict) else entry) for leaf in leaves(child)]  # type: ignore[attr-defined]
+
+
+def test_every_page_is_in_the_navigation_once(pages: ModuleType) -> None:
+    settings = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), Settings)
+    written = [path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")]
+    assert sorted(leaves(settings["nav"])) == sorted([*written, *pages.PROJECT])
+    assert settings["strict"]
+
+
+def test_the_reference_has_what_packages_export(pages: ModuleType) -> None:
+    packages = pages.public_packages()
+    assert packages["condconv"] == condconv.__all__
+    for name, names in packages.items():
+        assert names == list(importlib.import_module(name).__all__)
+
+
+def test_what_is_imported_lazily_is_known_to_type_checkers() -> None:
+    tree = ast.parse(Path(condconv.__file__).read_text(encoding="utf-8"))
+    blocks = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    imports = [node for block in blocks for node in block.body if isinstance(node, ast.ImportFrom)]
+    assert {alias.name: node.module for node in imports for alias in node.names} == condconv._LAZY
+
+
+@pytest.mark.parametrize(
+    ("page", "target", "found"),
+    [
+        ("analysis.md", "../benchmarks/results/analysis_cost.csv", "benchmarks/results/analysis_cost.csv"),
+        ("tutorials/convert.md", "../conversion.md", "conversion.md"),
+        ("when.md", "../CONTRIBUTING.md", "project/contributing.md"),
+        ("project/security.md", "docs/reliability.md", "reliability.md"),
+        ("when.md", "nowhere.md", None),
+    ],
+)
+def test_links_lead_to_the_files_place_in_the_site(
+    pages: ModuleType, page: str, target: str, found: str | None
+) -> None:
+    assert pages.place(page, target) == found
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(pages: ModuleType, tmp_path: Path) -> None:
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(tmp_path / "site")]
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "WARNING" not in run.stderr
+    inventory = zlib.decompress((tmp_path / "site" / "objects.inv").read_bytes().split(b"\n", 4)[4]).decode()
+    listed = {line.split(" ")[0] for line in inventory.splitlines()}
+    missing = {f"{package}.{name}" for package, names in pages.public_packages().items() for name in names} - listed
+    assert not missing
