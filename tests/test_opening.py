@@ -113,7 +113,7 @@ CONVERSIONS: dict[str, dict[str, Any]] = {
     "hidden layer": {"router": routed(condconv.PooledLinear, hidden_channels=4)},
     "softmax, narrower": {"router": routed(condconv.SqueezeExcite, reduction=2, expert_dropout=0.2)},
     "two of three": {"router": routed(condconv.PooledLinear, gate=TOP_TWO), "num_experts": 3, "init": "fresh"},
-    "normalised": {"router": routed(condconv.PooledLinear, normalise=True, dropout=0.1), "share": "network"},
+    "dropout, shared": {"router": routed(condconv.PooledLinear, dropout=0.1), "share": "network"},
     "options": {"variant": "odconv"},
 }
 

@@ -28,7 +28,10 @@ COLUMNS = ("network", "epoch_s", "image_ms", "machine", "threads", "torch", "com
 
 def rows_of(summary: str) -> Iterator[tuple[str, ...]]:
     """What a run's summary says: network, s of an epoch, ms of an image, threads, torch."""
-    threads, torch = re.search(r"(\d+) threads, torch ([^,\s]+)", summary).groups()  # type: ignore[union-attr]
+    found = re.search(r"(\d+) threads, torch ([^,\s]+)", summary)
+    if found is None:
+        raise SystemExit("demo_times: the summary says no threads and no torch; pass the folder of a finished run")
+    threads, torch = found.groups()
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in summary.splitlines() if line[:1] == "|"]
     epoch, image = (lines[0].index(name) for name in ("epoch", "image"))
     for cells in lines[2:]:

@@ -4,8 +4,7 @@
     y = W(x) * x + b(x)         one convolution, with the mixed kernel as its weight
 
 A batch is a loop over its examples, for each has kernels of its own: how to loop is the format's business. Folding the
-batch into groups would make its size a constant of the graph, and multiplying with mixed matrices in one product for
-the whole batch was never faster in the runtimes that were tried.
+batch into groups would make its size a constant of the graph.
 """
 
 from __future__ import annotations

@@ -156,7 +156,6 @@ def _described(name: str, router: Router) -> Record:
         "gate": _described_gate(name, router.gate),
         "dropout": router.dropout,
         "expert_dropout": router.expert_dropout,
-        "normalise": router.norm is not None,
         "norm": next((kind for kind, norm in _NORMS.items() if any(isinstance(m, norm) for m in router.body)), None),
     }
 

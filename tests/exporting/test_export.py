@@ -106,9 +106,9 @@ def test_every_layer(cls: Any, tmp_path: Path) -> None:
         {"stride": 2, "same": True},
         {"router": lambda site, slices: condconv.PooledLinear(
             site.in_channels, slices.size, gate=condconv.TopKGate(condconv.SigmoidGate(), 2))},
-        {"router": lambda site, slices: condconv.PooledLinear(site.in_channels, slices.size, normalise=True)},
+        {"router": lambda site, slices: condconv.PooledLinear(site.in_channels, slices.size, hidden_channels=4)},
     ],
-    ids=["geometry", "depthwise", "reflect", "SAME", "top-k", "normalised"],
+    ids=["geometry", "depthwise", "reflect", "SAME", "top-k", "hidden"],
 )  # fmt: skip
 def test_geometries_and_routers(how: dict[str, Any], tmp_path: Path) -> None:
     torch.manual_seed(0)

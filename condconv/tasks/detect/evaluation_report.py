@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from condconv.data import Source
 from condconv.evaluation.evaluate import Evaluation
 from condconv.files import whole_folder
-from condconv.tables import cells, visible
+from condconv.tables import visible, write_csv
 from condconv.tasks.detect.average_precision import results_of
 from condconv.tasks.detect.drawing import best_and_worst, mistakes, precision_recall
 from condconv.tasks.detect.evaluator import Detected
@@ -28,12 +27,12 @@ def write_evaluation(out: str | Path, title: str, source: Source, evaluation: Ev
     with whole_folder(out) as folder:
         path = folder.path
         of_class = ((name, _number(value)) for name, value in zip(found.classes, found.precision.of_class, strict=True))
-        _table(path / "classes.csv", ("class", "average_precision"), of_class)
+        write_csv(path / "classes.csv", ("class", "average_precision"), of_class)
         rows = (
             (source.val.where(place), len(truth.labels), mistakes(truth, detections))
             for place, truth, detections in zip(found.places, found.truths, found.detections, strict=True)
         )
-        _table(path / "images.csv", ("image", "objects", "mistakes"), rows)
+        write_csv(path / "images.csv", ("image", "objects", "mistakes"), rows)
         (path / "detections.json").write_text(json.dumps(results_of(found.detections)), encoding="utf-8")
         (path / "precision_recall.png").write_bytes(precision_recall({title: found}))
         (path / "mistakes.png").write_bytes(best_and_worst(found, source.val.load))
@@ -72,10 +71,7 @@ def _summary(title: str, source: Source, evaluation: Evaluation[Detected]) -> st
         "The images with the most mistakes, objects dashed, detections solid; [images.csv](images.csv) has all:",
         "![mistakes](mistakes.png)",
     ]
-    left_out = [*(f"{name}: cannot be decoded" for name in evaluation.damaged), *source.skipped]
-    if left_out:
-        parts += [f"Left out ({len(left_out)}):", "\n".join(f"* {problem}" for problem in left_out)]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, *evaluation.left_out(source)]) + "\n"
 
 
 def _percent(value: float) -> str:
@@ -84,10 +80,3 @@ def _percent(value: float) -> str:
 
 def _number(value: float) -> str:
     return "" if value < 0 else f"{value:.6f}"
-
-
-def _table(path: Path, head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(cells(head))
-        writer.writerows(map(cells, rows))

@@ -17,7 +17,7 @@ from condconv.tables import cells
 from condconv.tasks.base import Request, Task
 from condconv.tasks.detect.drawing import with_boxes
 from condconv.tasks.detect.evaluator import found_in
-from condconv.tasks.names import output_names
+from condconv.tasks.outputs import output_names
 
 _COLUMNS = ("image", "class", "score", "x1", "y1", "x2", "y2")
 

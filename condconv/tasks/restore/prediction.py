@@ -15,7 +15,7 @@ from condconv.errors import ArgumentError, DataError
 from condconv.evaluation.identity import weights_digest
 from condconv.files import Lock, write_bytes, write_text
 from condconv.tasks.base import Request
-from condconv.tasks.names import output_names
+from condconv.tasks.outputs import kept_so_far, output_names
 from condconv.tasks.restore.drawing import sheet
 
 ABOUT = "network.json"
@@ -45,7 +45,7 @@ def restore(request: Request) -> list[str]:
     out, images = request.out, request.source.val
     network = request.network.to(request.device).eval()
     damaged = []
-    try:
+    with kept_so_far(out):
         out.mkdir(parents=True, exist_ok=True)
         with Lock(out / ".lock", f"--out {out}"):
             _begin(out, network)
@@ -63,11 +63,6 @@ def restore(request: Request) -> list[str]:
                 write_bytes(out / name, _png(restored(network, picture, request.device)))
             request.progress(len(images), len(images))
             _write_sheet(out, images, damaged)
-    except OSError as error:
-        raise ArgumentError(
-            f"--out {out}: cannot be written ({error.strerror or error}); make room or pass another name, then go on "
-            "with the same command"
-        ) from error
     return damaged
 
 
