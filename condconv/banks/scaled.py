@@ -94,3 +94,8 @@ class ScaledBank(Bank):
     def pack(self, packing: Packing, norm: Affine | None) -> ScaledBank:
         """Pack the inner bank; see the module's docstring."""
         return ScaledBank(self.site, self.inner.pack(packing, norm), self.slices.names)
+
+    def plain(self) -> Bank:
+        """The factors around the inner bank's."""
+        self.inner = self.inner.plain()
+        return self

@@ -13,6 +13,7 @@ from condconv.execution.planner import (
     use_strategy,
     watch_execution,
 )
+from condconv.execution.single import convolve_one, kernel_of_one, multiply_one
 
 __all__ = [
     "AUTO",
@@ -21,9 +22,12 @@ __all__ = [
     "Strategy",
     "check_strategy",
     "choose",
+    "convolve_one",
     "execute",
     "executed_macs",
+    "kernel_of_one",
     "machine_of",
+    "multiply_one",
     "pinned",
     "question",
     "refusal",

@@ -7,10 +7,11 @@ from condconv.layers.conv import (
     ConditionalConv3d,
     ConditionalConvTranspose2d,
 )
-from condconv.layers.design import Design, RouterFactory, made_router
+from condconv.layers.design import Common, Design, RouterFactory, made_router
 from condconv.layers.linear import ConditionalLinear
 
 __all__ = [
+    "Common",
     "ConditionalConv1d",
     "ConditionalConv2d",
     "ConditionalConv3d",

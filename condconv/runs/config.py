@@ -75,6 +75,9 @@ class TrainConfig:
     variant: str = setting("condconv", "condconv, dynamic_convolution, or none: static alone")
     width: float = setting(1.0, "factor on the channels of every layer", WIDTH)
     num_experts: int | None = setting(None, "kernels of each layer (default: the variant's)", COUNT)
+    options: str | None = setting(
+        None, "what is special to the variant's paper, as 'budget=1/2,norm=layer' (default: what the paper uses)"
+    )
     targets: str | None = setting(
         None,
         "which layers become conditional: kinds, 'last N blocks', regular expressions, several joined by ' + ' "
