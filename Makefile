@@ -5,10 +5,12 @@ BIN := .venv/bin
 .PHONY: demo test test-all lint docs bench bench-docs clean
 
 # Made anew when the dependencies change. The marker is written last: an installation that broke off is repeated.
+# What the operator is built with comes first, so that it is built beside it: isolated, torch would be fetched twice.
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable '.[all,dev,docs]'
+	$(BIN)/pip install --quiet 'setuptools>=77' 'torch>=2.10' 'numpy<2.5'
+	$(BIN)/pip install --quiet --no-build-isolation --editable '.[all,dev,docs]'
 	touch $@
 
 .venv: .venv/installed

@@ -189,7 +189,7 @@ class LayerCell:
                 contender = f"{OURS} auto {name}" if name == planned else f"{OURS} {name}"
                 yield contender, functools.partial(work, forward, (*leaves, mixture.experts), training)
 
-    def _timm(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    def _timm(self, device: torch.device, dtype: torch.dtype) -> TimmCondConv2d:
         s, geometry = self.shape, self.shape.geometry
         arguments: dict[str, Any] = {"padding": geometry.padding, "stride": geometry.stride, "groups": geometry.groups}
         made = TimmCondConv2d(s.in_channels, s.out_channels, s.kernel, num_experts=EXPERTS, **arguments)
@@ -217,7 +217,7 @@ def plan() -> list[Cell]:
 def _network(model: str, contender: str, device: torch.device) -> nn.Module:
     """A network that is made once; the tuned one is another than ours, for its pins."""
     kind = OURS if contender == TUNED else contender
-    return raw_network(kind, model).to(device=device, memory_format=torch.channels_last)
+    return raw_network(kind, model).to(device).to(memory_format=torch.channels_last)
 
 
 def run(cells: Sequence[Cell], rows: Rows, clock: Clock, device: torch.device) -> list[Cell]:

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 import condconv
 from condconv.data import open_source
+from condconv.inference.form import ExpertStorage, RestStorage
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE / "results" / "inference_form.csv"
@@ -29,7 +30,9 @@ TABLE = re.compile(r"(?<=<!-- table: inference_form -->\n).*?(?=<!-- end -->)", 
 
 TRAINED = ("condconv_mobilenetv1_025", "dynamic_mobilenetv2_035")
 LARGE = "condconv_efficientnet_b0_8e"
-FORMS = (("f32", "f32"), ("bf16", "f32"), ("int8", "f32"), ("bf16", "bf16"), ("int8", "bf16"))
+FORMS: tuple[tuple[ExpertStorage, RestStorage], ...] = (
+    ("f32", "f32"), ("bf16", "f32"), ("int8", "f32"), ("bf16", "bf16"), ("int8", "bf16"),
+)  # fmt: skip
 EPOCHS, BATCH_SIZE = 30, 64
 
 Line = dict[str, str]
@@ -78,8 +81,9 @@ def measured() -> Iterator[Line]:
         model = trained(name, train_images, train_labels)
         with torch.no_grad():
             expected = model(images)
-            for experts, rest in (("", ""), *FORMS):
-                made = condconv.optimize_for_inference(model, experts, rest) if experts else model
+            for form in (None, *FORMS):
+                made = model if form is None else condconv.optimize_for_inference(model, *form)
+                experts, rest = form or ("", "")
                 outputs = made(images)
                 yield {
                     "network": name,
@@ -94,8 +98,9 @@ def measured() -> Iterator[Line]:
                 }
     with torch.device("meta"):  # shapes are enough
         model = condconv.create_model(LARGE)
-    for experts, rest in (("", ""), *FORMS):
-        made = condconv.optimize_for_inference(model, experts, rest) if experts else model
+    for form in (None, *FORMS):
+        made = model if form is None else condconv.optimize_for_inference(model, *form)
+        experts, rest = form or ("", "")
         empty = dict.fromkeys(("images", "correct", "same_answer", "output_error"), "")
         yield {"network": LARGE, "experts": experts, "rest": rest, "bytes": str(state_bytes(made)), **empty, **about}
 

@@ -6,6 +6,7 @@ Importing this package loads torch and nothing else; what needs timm is imported
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from condconv.conversion import collapse, convert, plan, revert
@@ -40,6 +41,7 @@ from condconv.tuning import tune
 from condconv.variants import variants
 
 if TYPE_CHECKING:  # what is imported when it is first used, for type checkers, editors and the API reference
+    from condconv.exporting import export
     from condconv.inference import optimize_for_inference
     from condconv.models import create_model, from_pretrained, list_models, save_pretrained, static_twin
 
@@ -47,8 +49,12 @@ __version__ = "0.1.0"
 
 _LAZY = {
     name: "condconv.models"
-    for name in ("create_model", "from_pretrained", "list_models", "save_pretrained", "static_twin")
-} | {"optimize_for_inference": "condconv.inference", "export": "condconv.exporting"}
+    for name in ("create_model", "list_models", "save_pretrained", "static_twin")
+} | {
+    "export": "condconv.exporting",
+    "from_pretrained": "condconv.opening",
+    "optimize_for_inference": "condconv.inference",
+}
 
 __all__ = [
     "ArgumentError",
@@ -96,9 +102,17 @@ __all__ += list(_LAYERS)
 __all__.sort()
 
 
+_RENAMED = {"TemperatureSchedule": "RoutingSchedule"}
+"""Old public names, and their successors."""
+
+
 def __getattr__(name: str) -> Any:
     if name in _LAYERS:
         return _LAYERS[name]
+    if name in _RENAMED:
+        successor = _RENAMED[name]
+        warnings.warn(f"condconv.{name} is now condconv.{successor}", DeprecationWarning, stacklevel=2)
+        return globals()[successor]
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'condconv' has no attribute {name!r}")

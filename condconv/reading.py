@@ -39,9 +39,9 @@ def read_file(path: Path, bound: str) -> bytes:
     return data
 
 
-def read_text(path: Path) -> str:
-    """A UTF-8 text file; `OSError`, or `ValueError` where it is not UTF-8."""
-    return read_file(path, "max_text_bytes").decode("utf-8")
+def read_text(path: Path, most: str = "max_text_bytes") -> str:
+    """A UTF-8 text file, at most as large as that limit; `OSError`, or `ValueError` where it is not UTF-8."""
+    return read_file(path, most).decode("utf-8")
 
 
 def parse_json(text: str) -> Any:

@@ -40,7 +40,7 @@ def main() -> tuple[nn.Module, float]:
     """Convert the last two blocks, take a training step; returns the network and the loss."""
     images, labels = torch.randn(8, 3, 32, 32), torch.randint(10, (8,))
 
-    network = YourNetwork()
+    network: nn.Module = YourNetwork()
     plan = condconv.plan(
         network, "condconv", targets="last 2 blocks", num_experts=4, init="fresh", input_size=(3, 32, 32)
     )

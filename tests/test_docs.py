@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import re
 import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.cli.runner import condconv, quick
 from tests.processes import run_code
@@ -58,3 +61,10 @@ def test_blocks_have_a_language_that_is_checked(page: Path) -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
         assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("path", [p for p in (ROOT / "condconv").rglob("*.py") if ">>> " in p.read_text()], ids=name_of)
+def test_examples_in_docstrings_run(path: Path) -> None:
+    module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    found = doctest.testmod(module, extraglobs={"torch": torch})
+    assert found.attempted and not found.failed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+import condconv
 from condconv.errors import ArgumentError, UnknownNameError
 from condconv.registry import Registry, unknown_name_message
 
@@ -24,3 +25,8 @@ def test_it_finds_refuses_duplicates_and_suggests() -> None:
 def test_a_long_list_is_cut() -> None:
     message = unknown_name_message("model", "zzz", [f"net{i:02}" for i in range(40)])
     assert message.endswith("net10, net11 and 28 more") and "net12" not in message
+
+
+def test_a_renamed_public_name_works_and_names_its_successor() -> None:
+    with pytest.warns(DeprecationWarning, match="condconv.TemperatureSchedule is now condconv.RoutingSchedule"):
+        assert condconv.TemperatureSchedule is condconv.RoutingSchedule

@@ -49,7 +49,7 @@ class CapturedNetwork:
         schedule = annealing(network, config, self.steps)
         temperatures = []
         for _ in range(total + 1):
-            temperatures.append(1.0 if schedule is None else schedule.temperature)
+            temperatures.append(1.0 if schedule is None else schedule.value)
             if schedule is not None:
                 schedule.step()
         factors = [learning_rate_factor(config, step, self.steps) for step in range(total)]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from scipy.stats import t as student_t
 
@@ -78,6 +80,36 @@ class Outcome:
             float(self.rows[arm][seed][score]) - float(self.rows[other][seed][score]) for seed in sorted(common)
         ]
         return estimate(pairs) if pairs else None
+
+    def above_both(self, arm: str) -> tuple[int, int]:
+        """In how many seeds an arm is above its twin and its widened network, of those in which all three are run."""
+        others = [self.rows[other] for other in (self.twin(arm), self.widened(arm)) if other is not None]
+        if len(others) < 2:
+            return 0, 0
+        seeds = [seed for seed in self.rows[arm] if all(seed in rows for rows in others)]
+        best = (max(float(rows[seed]["top1_pct"]) for rows in others) for seed in seeds)
+        return sum(float(self.rows[arm][s]["top1_pct"]) > top for s, top in zip(seeds, best, strict=True)), len(seeds)
+
+    @cached_property
+    def conditions(self) -> dict[tuple[str, str], dict[int, float]]:
+        """Top-1 / % by seed of an arm with all validation images under one condition."""
+        found: dict[tuple[str, str], dict[int, float]] = {}
+        for row in self.beside("by_condition"):
+            found.setdefault((row["arm"], row["condition"]), {})[int(row["seed"])] = float(row["top1_pct"])
+        return found
+
+    def under(self, condition: str, arm: str, other: str) -> list[float]:
+        """Top-1 of an arm under a condition minus that of another, by common seed."""
+        mine, others = (self.conditions.get((name, condition), {}) for name in (arm, other))
+        return [mine[seed] - others[seed] for seed in sorted(mine.keys() & others.keys())]
+
+    def beside(self, table: str) -> list[StudyRow]:
+        """The rows of finished runs in a table beside that of the runs: "epochs" or "by_condition"."""
+        path = self.study.results.with_name(f"{self.study.name}_{table}.csv")
+        if not path.exists():
+            return []
+        with path.open(encoding="utf-8", newline="") as file:
+            return [row for row in csv.DictReader(file) if int(row["seed"]) in self.rows.get(row["arm"], {})]
 
     def claimed(self, claim: Claim) -> Estimate | None:
         """The difference that a claim is about."""

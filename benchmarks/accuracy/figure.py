@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.accuracy.comparison import Outcome
+from benchmarks.accuracy.comparison import Estimate, Outcome
+from benchmarks.accuracy.in_short import ENOUGH
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 _STATIC, _CONDITIONAL, _TWIN, _WIDENED = "#555555", "#0072B2", "#D55E00", "#009E73"
@@ -25,6 +25,11 @@ def draw(outcome: Outcome, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"svg.hashsalt": path.stem}):  # the same file every time
         figure.savefig(path, metadata={"Date": None})
+
+
+def _bar(value: Estimate) -> float:
+    """Half the length of an interval; too few seeds have none, whose intervals would hide all others."""
+    return value.half_width if value.seeds >= ENOUGH else 0.0
 
 
 def draw_overhead(outcomes: Sequence[Outcome], path: Path) -> None:
@@ -48,7 +53,7 @@ def draw_overhead(outcomes: Sequence[Outcome], path: Path) -> None:
             for arm in outcome.conditional:
                 other = getattr(outcome, pick)(arm)
                 gain = None if other is None else outcome.difference(arm, other)
-                if gain is None or gain.seeds < 2:
+                if gain is None or gain.seeds < ENOUGH:
                     continue
                 overhead = 100 * (float(outcome.any_row(arm)["ratio"]) - 1)
                 right.errorbar(overhead, gain.mean, gain.half_width, fmt="o", color=colour, capsize=3, label=label)
@@ -69,7 +74,7 @@ def _scores(axes: Axes, outcome: Outcome) -> None:
     ):
         arms = sorted(arms, key=outcome.macs)
         means = [outcome.mean(arm) for arm in arms]
-        errors = [0.0 if math.isnan(mean.half_width) else mean.half_width for mean in means]
+        errors = [_bar(mean) for mean in means]
         costs = [outcome.macs(arm) / 1e6 for arm in arms]
         axes.errorbar(costs, [mean.mean for mean in means], errors, fmt="o", color=colour, capsize=3, label=label)
         for arm, cost, mean in zip(arms, costs, means, strict=True):
@@ -93,12 +98,11 @@ def _gains(axes: Axes, outcome: Outcome) -> None:
             gain = None if other is None else outcome.difference(arm, other)
             if gain is None:
                 continue
-            error = 0.0 if math.isnan(gain.half_width) else gain.half_width
-            axes.errorbar(gain.mean, place + shift, xerr=error, fmt="o", color=colour, capsize=3, label=label)
+            axes.errorbar(gain.mean, place + shift, xerr=_bar(gain), fmt="o", color=colour, capsize=3, label=label)
             label = "_"
     axes.set_yticks(range(len(arms)), arms, fontsize=8)
     score = outcome.study.score
-    said = f"gain in {score.study_title} / {score.differences}, paired over seeds, 95 % interval"
+    said = f"gain in {score.study_title} / {score.differences}, 95 % interval"
     axes.set(xlabel=said)
     axes.grid(axis="x", alpha=0.3)
     if axes.get_legend_handles_labels()[0]:

@@ -10,8 +10,9 @@ side fill it, with the library's own layers, so that nothing has to be stacked. 
     epochs.csv          losses and accuracy of every epoch
     by_condition.csv    the accuracy under each condition alone, seen or not, of studies under conditions
 
-written run by run. What is finished is skipped when the command is repeated; `--merge OUT/runs.csv` puts the rows into
-the studies' tables. Without a GPU the same steps run one by one, slowly.
+written run by run. Runs that are in a study's table are left out, and those in OUT when the command is repeated;
+`python -m benchmarks.accuracy.merge OUT demo a_fashion` puts what is in OUT into the tables. Without a GPU the same
+steps run one by one, slowly.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from condconv.data import Source, open_source, sources
 from condconv.runs.building import NetworkBuilder
 from condconv.runs.config import NO_VARIANT, TrainConfig
 from condconv.runs.networks import Cost, matching_width, plan_networks
-from condconv.studies.study import CHECKS, START_FROM, WIDENED_TO, Study, StudyRow, columns_of, read_study, write_row
+from condconv.studies.study import CHECKS, START_FROM, WIDENED_TO, Study, StudyRow, columns_of, read_study
 from condconv.studies.sweep import commit
 from condconv.tasks import score_of, task_of
 
@@ -112,16 +113,21 @@ def priced(study: Study, arm: str, source: Source) -> Price:
     return Price(width, planned.cost, ratio)
 
 
+def read_table(path: Path) -> list[StudyRow]:
+    """The rows of a CSV file; none where there is no file."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 class Table:
     """A CSV file that grows by whole rows, each on the disk before the next one."""
 
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
         self.path, self.columns = path, columns
-        self.rows: list[StudyRow] = []
-        if path.exists():
-            with path.open(encoding="utf-8", newline="") as file:
-                self.rows = list(csv.DictReader(file))
-        else:
+        self.rows = read_table(path)
+        if not path.exists():
             self._append(columns)
 
     def add(self, *values: object) -> None:
@@ -333,14 +339,19 @@ def built(config: TrainConfig, source: Source) -> nn.Module:
 
 
 def tasks_of(words: Sequence[str]) -> list[Task]:
-    """One task for each arm of the studies "name" or "name:first-last" (seeds)."""
+    """One task for each arm of the studies "name" or "name:first-last" (seeds) that has runs which are not finished."""
     found = []
     for word in words:
         name, _, seeds = word.partition(":")
         study = read_study(HERE / f"{name}.yaml")
         first, _, last = seeds.partition("-")
         chosen = study.seeds if not seeds else tuple(s for s in study.seeds if int(first) <= s <= int(last or first))
-        found += [Task(study, arm, chosen) for arm in study.arms]
+        # A table has no weights: what another arm starts from is trained again.
+        again = {arm.get(START_FROM) for arm in study.arms.values()}
+        finished = [] if again - {None} else study.finished()
+        for arm in study.arms:
+            left = tuple(seed for seed in chosen if (arm, seed) not in finished)
+            found += [Task(study, arm, left)] if left else []
     return found
 
 
@@ -356,18 +367,11 @@ def prepared(
     return given, {(task.study.name, task.arm): price.result() for task, price in zip(arms, prices, strict=True)}
 
 
-def merge(path: Path) -> None:
-    """Put the rows of `runs.csv` into the studies' tables."""
-    with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            write_row(HERE / "results" / f"{row['study']}.csv", row, COLUMNS)
-
-
 def main() -> None:
     """Train what fits into the time."""
     started = time.monotonic()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("studies", nargs="*", help="names, each with :FIRST-LAST for some of its seeds")
+    parser.add_argument("studies", nargs="+", help="names, each with :FIRST-LAST for some of its seeds")
     parser.add_argument(
         "--data", type=Path, default=Path("."), help="folder of the sets that have no name of their own"
     )
@@ -375,11 +379,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--streams", type=int, default=STREAMS)
     parser.add_argument("--commit", default=None, help="of the source, where there is no git")
-    parser.add_argument("--merge", type=Path, default=None, metavar="RUNS_CSV")
     given = parser.parse_args()
-    if given.merge is not None:
-        merge(given.merge)
-        return
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")  # of streams that do not wait for one another
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")

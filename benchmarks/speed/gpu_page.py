@@ -59,10 +59,10 @@ def _table(title: str, lines: Sequence[Line], kind: str, columns: Sequence[str])
         works.setdefault(key, {}).update({name: line for name in _contenders(line, kind)})
     yield f"| {' | '.join([title, 'numbers', 'pass', 'batch', 'static ms', *columns, 'code'])} |"
     yield "|" + "---|" * (len(columns) + 6)
-    for key, found in works.items():
+    for work, found in works.items():
         ratios = [f"{float(found[name]['ratio']):.2f}" if name in found else "–" for name in columns]
         static = found["static"]
-        cells = [*key, f"{float(static['median_ms']):.3f}", *ratios, _code(static)]
+        cells = [*work, f"{float(static['median_ms']):.3f}", *ratios, _code(static)]
         yield f"| {' | '.join(cells)} |"
 
 

@@ -13,6 +13,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from timm.layers import CondConv2d as TimmCondConv2d
@@ -24,13 +25,14 @@ from benchmarks.speed.planner_table import STRATEGIES
 from benchmarks.speed.results import LIMITS, MACHINE, TIMING, arguments, run_cells, timing_columns
 from benchmarks.speed.roofline import Roofline
 from condconv.execution import AUTO, watch_execution
+from condconv.inference.form import ExpertStorage
 from condconv.timing import Call, Timing, measure
 
 COLUMNS = (
     "cell", "group", "kernel_size", "in_channels", "out_channels", "size", "batch", "groups", "experts", "active",
     "contender", "storage", "asked", "strategy", *TIMING, *LIMITS, *MACHINE,
 )  # fmt: skip
-STORAGE_BYTES = {"f32": 4, "bf16": 2, "int8": 1}
+STORAGE_BYTES: dict[str, int] = {"f32": 4, "bf16": 2, "int8": 1}
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ class Ours:
 def ours(cell: Cell, x: Tensor, coefficients: Tensor) -> Iterator[Ours]:
     """The inference form in each storage; every strategy for f32 in the cells that have a target."""
     model = Given(cell).eval()
-    for storage in STORAGE_BYTES:
+    for storage in get_args(ExpertStorage):
         optimized = condconv.optimize_for_inference(model, experts=storage)
         for asked in [AUTO, *STRATEGIES] if storage == "f32" and cell.group in ("dense", "depthwise") else [AUTO]:
 

@@ -33,8 +33,8 @@ from condconv.lowered import Mixture
 TABLE = RESULTS / "planner.csv"
 STRATEGIES = [name for name in strategies if name not in ("reference", "triton")]
 """Those that run on the CPU; the reference defines the meaning, and nobody runs it to be fast."""
-PLANNED = [name for name in reversed(STRATEGIES) if name != "mixture_of_experts"]
-"""Those that the planner chooses among: a convolution for each expert pays where there is one; that needs no table."""
+PLANNED = [name for name in reversed(STRATEGIES) if name not in ("mixture_of_experts", "static")]
+"""Those that the planner chooses among by time; the others serve what is known to be theirs."""
 COLUMNS = (
     "instructions", "work", "kind", "batch", "positions", "in_channels", "out_channels", "groups", "taps", "stride",
     "experts", "layout", *(f"{name}_ms" for name in PLANNED), "machine", "torch",

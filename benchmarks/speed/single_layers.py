@@ -14,6 +14,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from timm.layers import CondConv2d as TimmCondConv2d
@@ -100,7 +101,7 @@ QUICK = (Cell("training", 3, 8, 8, 5, 2), Cell("forward", 1, 8, 16, 3, 2))
 def calls(cell: Cell) -> tuple[dict[str, Call], condconv.CondConv2d]:
     """What runs, by contender and layout, and our layer."""
     arguments = (cell.in_channels, cell.out_channels, cell.kernel)
-    shape = {"stride": cell.stride, "padding": cell.kernel // 2, "groups": cell.groups}
+    shape: dict[str, Any] = {"stride": cell.stride, "padding": cell.kernel // 2, "groups": cell.groups}
     static = nn.Conv2d(*arguments, bias=False, **shape)
     ours = condconv.CondConv2d(*arguments, bias=False, num_experts=EXPERTS, router=False, **shape)
     timm = TimmCondConv2d(*arguments, num_experts=EXPERTS, **shape)

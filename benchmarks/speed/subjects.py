@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import condconv
 from condconv.banks import DenseBank
+from condconv.inference.form import ExpertStorage, RestStorage
 from condconv.models.specs import SPECS
 
 OURS, STATIC, TIMM = "ours", "static", "timm"
@@ -24,8 +25,8 @@ class Subject:
     """One network in one form; for ours and the static twin the inference form has batch norm folded."""
 
     kind: str
-    experts: str = "f32"
-    rest: str = "f32"
+    experts: ExpertStorage = "f32"
+    rest: RestStorage = "f32"
 
     @property
     def name(self) -> str:

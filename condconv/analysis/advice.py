@@ -6,9 +6,8 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from condconv.analysis.measures import DEAD_SHARE
 from condconv.analysis.results import Analysis
-from condconv.analysis.totals import LOW
+from condconv.analysis.totals import DEAD_SHARE, off_below
 from condconv.registry import Registry
 
 FOLD_SPREAD = 0.05
@@ -59,7 +58,7 @@ def _drop(analysis: Analysis) -> Iterator[Advice]:
                 "drop experts",
                 group.name,
                 f"These experts are hardly ever used: {', '.join(map(str, dead))}. Train with fewer experts.",
-                f"coefficient below {LOW} for at least {DEAD_SHARE:.1%} of the images",
+                f"coefficient below {off_below(group.num_experts):g} for at least {DEAD_SHARE:.1%} of the images",
                 f"{len(dead)} of {group.num_experts} experts",
             )
 

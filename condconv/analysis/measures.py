@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from condconv.analysis.totals import HIGH, LOW, Totals
+from condconv.analysis.totals import DEAD_SHARE, HIGH, HISTOGRAM_BINS, LOW, Totals, nearly_always
 
-DEAD_SHARE = 0.999
-"""Part of the images for which an expert must be off (on) to count as dead (always on)."""
+_NEAR_ZERO = round(LOW * HISTOGRAM_BINS)
+"""Bins of the histogram that lie below `LOW`."""
 
 DEFINITIONS = {
     "mean, std": "of α over the images of a class, or over all; std is the population's (divided by the count)",
@@ -29,7 +29,8 @@ DEFINITIONS = {
     "variance between classes": "part of the coefficients' variance that lies between the classes' means (η²), all "
     "experts together; needs no bins",
     "spread": "√(mean variance over the images) / √(mean squared mean) over the experts: 0 where routing is constant",
-    "dead": f"experts whose coefficient is below {LOW} for at least {DEAD_SHARE:.1%} of the images",
+    "dead": f"experts whose coefficient is below {LOW} (above four experts: below 0.2 / n) for at least "
+    f"{DEAD_SHARE:.1%} of the images",
     "always on": f"experts whose coefficient is above {HIGH} for at least {DEAD_SHARE:.1%} of the images",
     "near 0, near 1": f"part of all coefficients below {LOW}, above {HIGH}",
     "top-k mass": "mean over the images of the sum of the k largest shares",
@@ -117,8 +118,8 @@ def measure(totals: Totals) -> Measures:
         rank_share=totals.sorted_share_sum / images,
         information=information,
         correlation=correlation,
-        dead=_most(totals.low, images),
-        always_on=_most(totals.high, images),
+        dead=nearly_always(totals.low, images),
+        always_on=nearly_always(totals.high, images),
         entropy=entropy,
         effective_experts=float(totals.effective_sum / images),
         effective_overall=float(torch.special.entr(totals.share_sum / images).sum().exp()),
@@ -126,7 +127,7 @@ def measure(totals: Totals) -> Measures:
         class_information=float(information.mean()) / class_entropy if class_entropy > 0 else math.nan,
         variance_between=_variance_between(count, class_mean, mean, variance, images),
         spread=_ratio(float(variance.mean().sqrt()), float(mean.square().mean().sqrt())),
-        near_zero=float(totals.low.sum()) / (images * n) if images else math.nan,
+        near_zero=float(totals.histogram[:, :_NEAR_ZERO].sum()) / (images * n) if images else math.nan,
         near_one=float(totals.high.sum()) / (images * n) if images else math.nan,
         coefficient_similarity=mean_off_diagonal(correlation),
     )
@@ -161,10 +162,6 @@ def mean_off_diagonal(matrix: Tensor) -> float:
     """Mean over pairs, NaN entries left out; NaN where there is no pair."""
     off_diagonal = matrix[~torch.eye(len(matrix), dtype=torch.bool)]
     return float(off_diagonal.nanmean())
-
-
-def _most(count: Tensor, images: int) -> tuple[int, ...]:
-    return tuple((count >= DEAD_SHARE * images).nonzero().flatten().tolist()) if images else ()
 
 
 def _correlation(mean_product: Tensor, mean: Tensor, variance: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from condconv.analysis.curves import MEASURED, RecordedNetwork
 from condconv.analysis.figures import TOP_CLASSES
 from condconv.analysis.results import Analysis
 from condconv.analysis.totals import HISTOGRAM_BINS
-from condconv.tables import cells
+from condconv.tables import write_csv
 
 Cells = Sequence[object]
 
@@ -39,8 +38,8 @@ def write_tables(folder: Path, analysis: Analysis, runs: Sequence[RecordedNetwor
     if runs:
         tables["runs.csv"] = lambda: _runs(runs)
     for name, rows in tables.items():
-        with (folder / name).open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(map(cells, rows()))
+        head, *lines = rows()
+        write_csv(folder / name, list(map(str, head)), lines)
     return list(tables)
 
 

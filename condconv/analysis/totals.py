@@ -19,7 +19,22 @@ HISTOGRAM_BINS = 100
 CLASS_BINS = 20
 TOP_IMAGES = 8
 LOW, HIGH = 0.05, 0.95
-"""A coefficient below LOW counts as off, one above HIGH as on."""
+"""A coefficient below LOW is near 0, one above HIGH near 1."""
+DEAD_SHARE = 0.999
+"""Part of the images for which an expert must be off (on) to count as dead (always on)."""
+
+
+def off_below(experts: int) -> float:
+    """Below what a coefficient counts as off: `LOW`, but at most a fifth of an equal share.
+
+    A softmax over many experts would otherwise be dead from the start.
+    """
+    return min(LOW, 0.2 / experts)
+
+
+def nearly_always(count: Tensor, images: int) -> tuple[int, ...]:
+    """The experts that are so for at least `DEAD_SHARE` of the images: count (n,)."""
+    return tuple((count >= DEAD_SHARE * images).nonzero().flatten().tolist()) if images else ()
 
 
 @dataclass(frozen=True)
@@ -52,7 +67,7 @@ class Totals:
     largest: Tensor
     """Examples in which the expert's coefficient is the largest, int64 (n,)."""
     low: Tensor
-    """Examples with a coefficient below `LOW`, int64 (n,)."""
+    """Examples with a coefficient that is off, see `off_below`, int64 (n,)."""
     high: Tensor
     """Examples with a coefficient above `HIGH`, int64 (n,)."""
     outside: Tensor
@@ -123,7 +138,7 @@ class Totals:
         coarse = fine.div(HISTOGRAM_BINS // CLASS_BINS, rounding_mode="floor")
         cell = (labels.view(1, batch, 1) * n + torch.arange(n)) * CLASS_BINS + coarse  # (R, B, n)
         self.class_histogram.view(routings, -1).scatter_add_(1, cell.flatten(1), ones.flatten(1).int())
-        self.low.add_(((alpha < LOW) & finite.unsqueeze(2)).sum(dim=1))
+        self.low.add_(((alpha < off_below(n)) & finite.unsqueeze(2)).sum(dim=1))
         self.high.add_((alpha > HIGH).sum(dim=1))
         self.outside.add_(((alpha < 0) | (alpha > 1)).sum(dim=(1, 2)))
 

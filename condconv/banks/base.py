@@ -107,3 +107,22 @@ class Bank(nn.Module):
         """Let kernels and biases be trained, or not."""
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(bias if name.rpartition(".")[2] == "bias" else weight)
+
+
+class KernelBank(Bank):
+    """A bank whose kernels are one parameter, and its biases another, or None."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+    @torch.no_grad()
+    def draw(self, weight: Callable[[Tensor], object], bias: Callable[[Tensor], object] | None = None) -> None:
+        """Fill the kernels and the biases."""
+        weight(self.weight)
+        if bias is not None and self.bias is not None:
+            bias(self.bias)
+
+    @torch.no_grad()
+    def multiply(self, factor: float) -> None:
+        """Multiply the kernels by a factor; the biases stay."""
+        self.weight.mul_(factor)

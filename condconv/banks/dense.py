@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from condconv.arguments import MOST_ELEMENTS, integer
-from condconv.banks.base import Affine, Bank, Packing
+from condconv.banks.base import Affine, KernelBank, Packing
 from condconv.banks.folding import scale_outputs
 from condconv.banks.packed import PackedBank
 from condconv.coefficients import mixing
@@ -37,7 +37,7 @@ RELATIVE_SCALE = 0.5
 """Standard deviation of δ, relative to the kernel's own."""
 
 
-class DenseBank(Bank):
+class DenseBank(KernelBank):
     """n experts, each with the shape of the kernel that it replaces.
 
     Args:
@@ -63,9 +63,8 @@ class DenseBank(Bank):
             rule = f"makes experts of shape {(n, *site.kernel_shape)}, more than a tensor can have"
             raise argument_error(where, "num_experts", n, rule, "reduce it, the channels or the kernel")
         self.site = site
-        self.slices = mixing(n)
+        self.slices, self.kernel_shape = mixing(n), site.kernel_shape
         self.weight = nn.Parameter(torch.empty((n, *site.kernel_shape), device=device, dtype=dtype))
-        self.bias: nn.Parameter | None
         if site.bias:
             self.bias = nn.Parameter(torch.empty((n, site.out_channels), device=device, dtype=dtype))
         else:
@@ -88,11 +87,6 @@ class DenseBank(Bank):
     def num_experts(self) -> int:
         """How many experts there are."""
         return self.weight.shape[0]
-
-    @property
-    def kernel_shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        """Shape of one expert."""
-        return tuple(self.weight.shape[1:])
 
     def experts(self) -> Tensor:
         """The kernels that it mixes."""
@@ -128,18 +122,6 @@ class DenseBank(Bank):
     def macs(self, input_size: Sequence[int], output_size: Sequence[int]) -> int:
         """Mixing, n·|W|."""
         return self.weight.numel()
-
-    @torch.no_grad()
-    def draw(self, weight: Callable[[Tensor], object], bias: Callable[[Tensor], object] | None = None) -> None:
-        """Fill the experts (n, *kernel) and their biases (n, O)."""
-        weight(self.weight)
-        if bias is not None and self.bias is not None:
-            bias(self.bias)
-
-    @torch.no_grad()
-    def multiply(self, factor: float) -> None:
-        """Multiply the experts by a factor; their biases stay."""
-        self.weight.mul_(factor)
 
     @torch.no_grad()
     def pack(self, packing: Packing, norm: Affine | None) -> PackedBank:

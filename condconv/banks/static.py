@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from condconv.banks.base import Affine, Bank, Packing
+from condconv.banks.base import Affine, KernelBank, Packing
 from condconv.banks.folding import scale_outputs
 from condconv.coefficients import Slices
 from condconv.lowered import Static
 from condconv.site import ConvSite
 
 
-class StaticBank(Bank):
+class StaticBank(KernelBank):
     """A kernel and a bias, no coefficients; to be the inner bank of a `ScaledBank`.
 
     Args:
@@ -30,7 +30,6 @@ class StaticBank(Bank):
         super().__init__()
         self.site, self.slices, self.kernel_shape = site, Slices(()), site.kernel_shape
         self.weight = nn.Parameter(torch.empty(site.kernel_shape, device=device, dtype=dtype))
-        self.bias: nn.Parameter | None
         if site.bias:
             self.bias = nn.Parameter(torch.empty(site.out_channels, device=device, dtype=dtype))
         else:
@@ -59,18 +58,6 @@ class StaticBank(Bank):
     def macs(self, input_size: Sequence[int], output_size: Sequence[int]) -> int:
         """Nothing beside the convolution."""
         return 0
-
-    @torch.no_grad()
-    def draw(self, weight: Callable[[Tensor], object], bias: Callable[[Tensor], object] | None = None) -> None:
-        """Fill the kernel (O, I/g, *k) and the bias (O,)."""
-        weight(self.weight)
-        if bias is not None and self.bias is not None:
-            bias(self.bias)
-
-    @torch.no_grad()
-    def multiply(self, factor: float) -> None:
-        """Multiply the kernel by a factor."""
-        self.weight.mul_(factor)
 
     @torch.no_grad()
     def pack(self, packing: Packing, norm: Affine | None) -> StaticBank:

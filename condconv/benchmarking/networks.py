@@ -39,7 +39,7 @@ def rivals(model: nn.Module) -> dict[str, nn.Module]:
             "twin; pass a conditional network, or convert it first: condconv convert … --out FOLDER"
         )
     origin = origin_of(model)
-    if origin is None:
+    if origin is None or origin.name is None:
         raise ArgumentError(
             f"benchmark: {type(model).__name__} was not made by create_model, so its static twin is not known; make "
             "the static network with create_model and convert it"

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from condconv.cli.network_argument import DATA_HELP, is_run, load_named
+from condconv.cli.network_argument import DATA_HELP, load_named
 from condconv.cli.parser import Parser
 from condconv.cli.progress import progress_bar
 from condconv.errors import ArgumentError, argument_error
+from condconv.runs.folder import is_run
 
 
 def make_parser() -> Parser:

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from condconv.cli.models_argument import add_model, input_size
-from condconv.cli.network_argument import load_alone
+from condconv.cli.models_argument import add_model, input_size, load_model
 from condconv.cli.parser import Parser
 from condconv.cli.progress import progress_bar
 from condconv.errors import ArgumentError, argument_error
@@ -26,8 +25,7 @@ def make_parser() -> Parser:
         prog="condconv benchmark",
         description="Measure time and memory of a network beside its static twin and timm's implementation.",
     )
-    add_model(parser, "a run folder, a folder of save_pretrained, or a network's name")
-    parser.add_argument("--network", type=str, default=None, metavar="NAME", help="of a run (default: conditional)")
+    add_model(parser)
     parser.add_argument("--num-experts", type=int, default=None, help="of a network's name: experts of each layer")
     parser.add_argument("--batch", type=int, nargs="+", default=[1], metavar="N", help="images of a step; several")
     parser.add_argument("--threads", type=int, nargs="+", default=None, metavar="N", help="of torch; several")
@@ -57,8 +55,8 @@ def run(arguments: Sequence[str]) -> int:
     from condconv.files import whole_folder
 
     device = resolve_device(settings.device)
-    model, size, title = load_alone(settings.model, settings.network, num_experts=settings.num_experts)
-    size = input_size(settings.input_size, model) if settings.input_size is not None else size
+    model = load_model(settings.model, settings.network, num_experts=settings.num_experts)
+    size, title = input_size(settings.input_size, model), Path(settings.model).expanduser().name
     benchmark = Benchmark(title, model, size, settings.training, settings.tune, device)
     cells = timing_cells(modes, settings.batch, settings.threads or [torch.get_num_threads()])
     folder = None

@@ -44,7 +44,7 @@ def run(arguments: Sequence[str]) -> int:
     share = variant.share if settings.share is None else parse_share(settings.share)
     from condconv.conversion import plan
 
-    model = load_model(settings.model, pretrained=settings.pretrained)
+    model = load_model(settings.model, settings.network, pretrained=settings.pretrained)
     made = plan(
         model,
         settings.variant,

@@ -27,7 +27,7 @@ def run(arguments: Sequence[str]) -> int:
     """Count and print."""
     settings = make_parser().parse_args(list(arguments))
     conventions[settings.convention]
-    model = load_model(settings.model, num_experts=settings.num_experts)
+    model = load_model(settings.model, settings.network, num_experts=settings.num_experts)
     result = count(model, input_size(settings.input_size, model), settings.convention)
     if settings.csv:
         print(result.to_csv(), end="")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from condconv.cli.network_argument import DATA_HELP, add_network, check_numbers, is_run, load_for_data
+from condconv.cli.network_argument import DATA_HELP, add_network, check_numbers, load_for_data
 from condconv.cli.parser import Parser
 from condconv.cli.progress import progress_bar
 from condconv.errors import ArgumentError, argument_error
+from condconv.runs.folder import is_run
 
 
 def make_parser() -> Parser:
@@ -34,10 +35,11 @@ def run(arguments: Sequence[str]) -> int:
         raise ArgumentError("--data is missing; pass fashion-mnist, digits or a folder of labelled images")
 
     # Imported here: --help and wrong options answer without loading timm and matplotlib.
-    from condconv.cli.network_argument import chosen_network, task_for
+    from condconv.cli.network_argument import task_for
     from condconv.data import default_workers
     from condconv.devices import resolve_device
     from condconv.evaluation.evaluate import evaluate
+    from condconv.runs.trained import chosen_network
 
     device = resolve_device(settings.device)
     if is_run(settings.model):

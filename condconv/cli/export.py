@@ -4,17 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from condconv.cli.models_argument import add_model, input_size, load_model
-from condconv.cli.network_argument import is_run, load_run
 from condconv.cli.parser import Parser
 from condconv.errors import argument_error
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from condconv.exporting import About
 
 
 def make_parser() -> Parser:
@@ -24,13 +18,12 @@ def make_parser() -> Parser:
         description="Write a network as the file of a runtime, run that, compare both, and time it beside its static "
         "twin. A file that computes something else is not kept.",
     )
-    add_model(parser, "a run folder, a folder of save_pretrained, or a network's name")
+    add_model(parser)
     parser.add_argument("--out", type=str, required=True, metavar="FILE", help=".onnx, .xml, .pte or .pt2")
     parser.add_argument(
         "--format", type=str, default=None, help="onnx, openvino, executorch or pt2 (default: by the file's name)"
     )
     parser.add_argument("--batch", type=str, default=None, metavar="N", help="images of a call: a number or dynamic")
-    parser.add_argument("--network", type=str, default=None, metavar="NAME", help="of a run (default: conditional)")
     parser.add_argument("--pretrained", action="store_true", default=False, help="published weights, for a name")
     return parser
 
@@ -49,10 +42,10 @@ def run(arguments: Sequence[str]) -> int:
     format = check_format("export", settings.format, Path(settings.out).expanduser())
     if batch is None:
         batch = 1 if FORMATS[format].one_image else "dynamic"
-    network, about = load(settings)
-    size = input_size(settings.input_size, network) if about is None or settings.input_size else about.input_size
+    network = load_model(settings.model, settings.network, pretrained=settings.pretrained)
+    size = input_size(settings.input_size, network)
     example = torch.randn(5, *size, generator=torch.Generator().manual_seed(0))
-    print(export(network, settings.out, format=format, batch=batch, example=example, about=about, twin=True))
+    print(export(network, settings.out, format=format, batch=batch, example=example, twin=True))
     return 0
 
 
@@ -63,14 +56,3 @@ def parse_batch(text: str | None) -> Any:
     if not (text.isascii() and text.isdigit()):
         raise argument_error("export", "--batch", text, "must be a whole number or dynamic", "pass --batch 1")
     return int(text)
-
-
-def load(settings: Any) -> tuple[nn.Module, About | None]:
-    """The network, and what its run knows of images and classes."""
-    from condconv.exporting import About
-
-    if not is_run(settings.model):
-        return load_model(settings.model, pretrained=settings.pretrained), None
-    network, source, title = load_run(settings.model, settings.network)
-    size = (source.channels, *source.image_size)
-    return network, About(title, None, size, source.mean, source.std, source.classes, source.native)

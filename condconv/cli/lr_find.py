@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from condconv.cli.parser import Parser
-from condconv.cli.settings import add_settings, parse
+from condconv.cli.settings import add_settings, completed, parse
 from condconv.errors import ArgumentError, argument_error
 from condconv.runs.config import TrainConfig
 
@@ -27,7 +27,8 @@ def make_parser() -> Parser:
 
 def run(arguments: Sequence[str]) -> int:
     """Sweep, write `lr-find.csv` and `lr-find.png` into a folder of --out, and print the suggestion."""
-    calls, settings = parse(make_parser(), arguments)
+    calls, given = parse(make_parser(), arguments)
+    settings = completed(given)
     lowest, highest, steps = calls["lowest"], calls["highest"], calls["steps"]
     if not 0 < lowest < highest < float("inf"):
         raise argument_error("lr-find", "lowest", lowest, f"must be above 0 and below --highest {highest}", "swap them")

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from condconv import __version__
 from condconv.errors import CondConvError
@@ -27,6 +28,7 @@ VERBS = {
     "sweep": "run a study: many trainings, one table",
     "eval": "evaluate a network: accuracy by class, confusions, mistakes",
     "predict": "run a network on images, folders and shards",
+    "data": "list what is wrong in annotations",
     "shard": "turn an image folder into tar shards",
     "models": "list the networks",
     "convert": "plan a conversion, print it, and carry it out",
@@ -42,19 +44,50 @@ hyphen is an underscore there."""
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code. With `--debug` errors keep their traceback."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a name may have letters that the terminal has not
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (it is for Python to close)
+        elif isinstance(stream, io.TextIOWrapper):  # a name may have letters that the terminal has not
             stream.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return _run(words)
-    except BrokenPipeError:
-        # Whoever read the output has left; what Python flushes at its end goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever read the output has left
+        _drop_output()
         return 128 + signal.SIGPIPE
 
 
 def _run(words: Sequence[str]) -> int:
+    debug = "--debug" in words
+    try:
+        code = _call(words)
+        sys.stdout.flush()  # here, where a full disk can still be said
+        return code
+    except CondConvError as error:
+        if debug:
+            raise
+        return fail(str(error), 2)
+    except ModuleNotFoundError as error:
+        if debug or (error.name or "").startswith("condconv"):
+            raise
+        return fail(
+            f"'condconv {words[0]}' needs the package {error.name!r}; install it with: pip install 'condconv[all]'", 2
+        )
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if debug:
+            raise
+        if error.filename is None:
+            _drop_output()
+        return fail(f"{error.filename or 'the output'}: {error.strerror or error}", 2)
+    except KeyboardInterrupt:
+        return fail("stopped", 130)
+
+
+def _call(words: Sequence[str]) -> int:
+    """The exit code of a verb, or of what is said without one."""
     if not words or words[0] in ("-h", "--help"):
         print(usage())
         return 0
@@ -66,27 +99,16 @@ def _run(words: Sequence[str]) -> int:
         kind = "option" if verb.startswith("-") else "command"
         return fail(unknown_name_message(kind, verb, VERBS), 2)
     try:
-        code = int(importlib.import_module(f"condconv.cli.{verb.replace('-', '_')}").run(rest))
-        sys.stdout.flush()  # here, where a full disk can still be said
-        return code
-    except CondConvError as error:
-        if "--debug" in rest:
-            raise
-        return fail(str(error), 2)
-    except ModuleNotFoundError as error:
-        if "--debug" in rest or (error.name or "").startswith("condconv"):
-            raise
-        return fail(
-            f"'condconv {verb}' needs the package {error.name!r}; install it with: pip install 'condconv[all]'", 2
-        )
-    except BrokenPipeError:
+        return int(importlib.import_module(f"condconv.cli.{verb.replace('-', '_')}").run(rest))
+    except SystemExit:  # after its --help
+        sys.stdout.flush()
         raise
-    except OSError as error:
-        if "--debug" in rest:
-            raise
-        return fail(f"{error.filename or 'the output'}: {error.strerror or error}", 2)
-    except KeyboardInterrupt:
-        return fail("stopped", 130)
+
+
+def _drop_output() -> None:
+    """Let what Python still writes at its end go nowhere."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def usage() -> str:

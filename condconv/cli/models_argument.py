@@ -1,4 +1,4 @@
-"""What `convert` and `count` share: a network named on the command line, and the size of its input."""
+"""What all verbs share that take a network: its name on the command line, and the size of its input."""
 
 from __future__ import annotations
 
@@ -14,32 +14,48 @@ from condconv.errors import ArgumentError, argument_error
 _SIZE = re.compile(r"\d+(x\d+)*")
 
 
-def add_model(parser: Parser, kinds: str = "a zoo or timm name, or a folder written by save_pretrained") -> None:
-    """Add the arguments that name a network and its input; `kinds` says what may be named."""
-    parser.add_argument("model", type=str, help=kinds)
+KINDS = "a run folder, a folder of save_pretrained, or a network's name"
+
+
+def add_model(parser: Parser) -> None:
+    """Add the arguments that name a network and its input."""
+    add_name(parser)
     parser.add_argument(
         "--input-size", type=str, default=None, metavar="CxHxW", help="the network's own where left out"
     )
     parser.add_argument("--debug", action="store_true", default=False, help="show tracebacks")
 
 
-def load_model(name: str, **arguments: Any) -> nn.Module:
-    """Return the network called `name`, or saved in the folder of that name.
+def add_name(parser: Parser, kinds: str = KINDS) -> None:
+    """Add the arguments that name a network; `kinds` says what may be named."""
+    parser.add_argument("model", type=str, help=kinds)
+    parser.add_argument(
+        "--network", type=str, default=None, metavar="NAME",
+        help="of a run: conditional, static or widened (default: the first of them that it has)",
+    )  # fmt: skip
+
+
+def load_model(name: str, network: str | None = None, **arguments: Any) -> nn.Module:
+    """Return the network called `name`, with fresh weights unless they are asked for; or that of a run or saved folder.
 
     Raises:
-        ArgumentError: no such network or folder; arguments together with a folder.
+        CondConvError: no such network or folder; arguments together with a folder; `network` without a run.
     """
-    from condconv import models
+    from condconv.models import create_model
+    from condconv.opening import from_pretrained
 
     given = {key: value for key, value in arguments.items() if value}
-    if Path(name).is_dir():
+    if Path(name).expanduser().is_dir():
         if given:
             rule = "is for networks that are made here"
             raise argument_error(name, next(iter(given)), next(iter(given.values())), rule, "leave it out")
-        return models.from_pretrained(name)
+        return from_pretrained(name, network=network)
+    if network is not None:
+        rule = f"is of a run folder, which {name} is not"
+        raise argument_error("command line", "--network", network, rule, "leave it out")
     if "/" in name or "\\" in name:
-        raise ArgumentError(f"{name}: no such folder; pass a folder written by save_pretrained, or a network's name")
-    return models.create_model(name, **given)
+        raise ArgumentError(f"{name}: no such folder; pass a run folder or one of save_pretrained, or a network's name")
+    return create_model(name, **given)
 
 
 def input_size(text: str | None, model: nn.Module) -> tuple[int, ...]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from condconv.cli.network_argument import add_network, check_numbers, is_run, load_for_images
+from condconv.cli.network_argument import add_network, check_numbers, load_for_images
 from condconv.cli.parser import Parser
 from condconv.cli.progress import progress_bar
 from condconv.errors import argument_error
+from condconv.runs.folder import is_run
 
 
 def make_parser() -> Parser:
@@ -32,10 +33,11 @@ def run(arguments: Sequence[str]) -> int:
         raise argument_error("predict", "--top-k", settings.top_k, "must be at least 1", "the default is 5")
 
     # Imported here: --help and wrong options answer without loading timm.
-    from condconv.cli.network_argument import chosen_network, task_for
+    from condconv.cli.network_argument import task_for
     from condconv.data import default_workers
     from condconv.data.inputs import open_inputs
     from condconv.devices import resolve_device
+    from condconv.runs.trained import chosen_network
     from condconv.tasks.base import Request
 
     if is_run(settings.model):

@@ -26,7 +26,7 @@ def run(arguments: Sequence[str]) -> int:
     names = fnmatch.filter(list_recipes(), settings.pattern)
     if not names:
         raise UnknownNameError(unknown_name_message("recipe", settings.pattern, list_recipes()))
-    recipes = sorted((load_recipe(name) for name in names), key=lambda recipe: recipe.outcome == NOT_RUN)
+    recipes = sorted((load_recipe(name) for name in names), key=lambda recipe: recipe.outcome.startswith(NOT_RUN))
     lines = [list(COLUMNS), *map(cells, recipes)]
     if settings.markdown:
         lines.insert(1, ["---"] * len(COLUMNS))
@@ -40,7 +40,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 NOT_RUN = "not run here"
-"""The outcome of a recipe that stands behind those that were run."""
+"""How the outcome of a recipe begins that stands behind those that were run."""
 
 COLUMNS = ("recipe", "network", "data", "outcome", "source")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from types import NoneType
@@ -41,12 +41,10 @@ def add_settings(parser: Parser) -> None:
 
 
 def parse(parser: Parser, arguments: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what is about this call alone, and the fields of `TrainConfig`.
-
-    A recipe's settings take the place of the defaults: a file of --config wins over them, and a flag over both.
+    """Return what is about this call alone, and those fields of `TrainConfig` that flags or the file of --config name.
 
     Raises:
-        ArgumentError: an unknown option, setting or recipe.
+        ArgumentError: an unknown option or setting.
     """
     for path in _config_files(arguments):
         try:
@@ -54,12 +52,21 @@ def parse(parser: Parser, arguments: Sequence[str]) -> tuple[dict[str, Any], dic
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise ArgumentError(f"--config {path}: not a readable file of settings ({reason})") from error
-    recipe = parser.parse_args(list(arguments)).recipe
-    if recipe is not None:
-        parser.set_defaults(dict(load_recipe(recipe).settings))
-    values = {name: value for name, value in vars(parser.parse_args(list(arguments))).items() if name != "config"}
-    settings = {name: values.pop(name) for name in _NAMES}
-    return values, settings
+    found = vars(parser.parse_args(list(arguments), defaults=False))
+    calls = {**vars(parser.get_defaults()), **found}
+    given = {name: found[name] for name in _NAMES if found.get(name) is not None}
+    return {name: value for name, value in calls.items() if name not in (*_NAMES, "config")}, given
+
+
+def completed(given: Mapping[str, Any]) -> dict[str, Any]:
+    """All fields of `TrainConfig`: what is given wins over its recipe, and that over the defaults.
+
+    Raises:
+        ArgumentError: an unknown recipe.
+    """
+    defaults = {field.name: None if field.default is MISSING else field.default for field in fields(TrainConfig)}
+    recipe = given.get("recipe")
+    return {**defaults, **({} if recipe is None else load_recipe(recipe).settings), **given}
 
 
 def _config_files(arguments: Sequence[str]) -> Iterator[Path]:
@@ -69,9 +76,3 @@ def _config_files(arguments: Sequence[str]) -> Iterator[Path]:
             yield Path(following)
         elif word.startswith("--config="):
             yield Path(word.removeprefix("--config="))
-
-
-def given(parser: Parser, arguments: Sequence[str]) -> dict[str, Any]:
-    """The settings that the command line or its YAML file names itself."""
-    namespace = parser.parse_args(list(arguments), defaults=False)
-    return {name: value for name, value in vars(namespace).items() if name in _NAMES and value is not None}

@@ -97,5 +97,5 @@ def listing(study: Study, cells: Sequence[Cell]) -> Iterator[str]:
     """One line for each arm: which seeds are done; and the command for those that are not run."""
     for arm, done, missing in study.status(cells):
         yield f"{arm}: {len(done)} of {len(done) + len(missing)} done" + (
-            f"; not run: {study.command(arm, missing)}" if missing else ""
+            f"; not run: {study.command([arm], missing)}" if missing else ""
         )

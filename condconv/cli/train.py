@@ -13,9 +13,10 @@ from typing import Any
 import yaml
 
 from condconv.cli.parser import Parser
-from condconv.cli.settings import add_settings, given, parse
+from condconv.cli.settings import add_settings, completed, parse
 from condconv.errors import ArgumentError
 from condconv.runs.config import TrainConfig
+from condconv.tasks import task_named_by
 
 
 def make_parser() -> Parser:
@@ -36,8 +37,8 @@ def make_parser() -> Parser:
 
 def run(arguments: Sequence[str]) -> int:
     """Parse, train, and say where the results are."""
-    parser = make_parser()
-    calls, settings = parse(parser, arguments)
+    calls, given = parse(make_parser(), arguments)
+    settings = completed(given)
     if calls["print_config"]:
         print(yaml.safe_dump({name: value for name, value in settings.items() if value is not None}, sort_keys=False))
         return 0
@@ -47,8 +48,11 @@ def run(arguments: Sequence[str]) -> int:
     if resume is not None and calls["fast_dev_run"]:
         raise ArgumentError("--fast-dev-run: a resumed run keeps its settings; start a new one")
 
-    if resume is None and settings["recipe"] is None and "model" not in given(parser, arguments):
-        calls, settings = parse(parser, [*arguments, *recipe_for(settings)])
+    if resume is None and settings["task"] is None and (named := task_named_by(settings["data"])) is not None:
+        given["task"] = named
+        settings = completed(given)
+    if resume is None and settings["recipe"] is None and "model" not in given:
+        settings = completed({**given, **recipe_for(settings)})
 
     # Imported here: --help and wrong options answer without loading Lightning and timm.
     from condconv.runs.folder import RunFolder, find_run
@@ -65,7 +69,7 @@ def run(arguments: Sequence[str]) -> int:
             path = find_run(resume, settings["out"])
             folder = RunFolder.existing(path) if first else RunFolder(path)
             stack.callback(folder.close)
-            config = resumed_config(folder.read_config(), given(parser, arguments))
+            config = resumed_config(folder.read_config(), given)
             if folder.summary.exists():
                 console.notice(f"notice: {path} is finished already; see {folder.summary}")
                 return 0
@@ -89,19 +93,19 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def recipe_for(settings: dict[str, Any]) -> list[str]:
-    """Where no model is named: the flags of the recipe that the task has for such data."""
+def recipe_for(settings: dict[str, Any]) -> dict[str, str]:
+    """Where no model is named: the recipe that the task has for such data."""
     from condconv.tasks import task_of
 
     task = task_of(TrainConfig(**settings))
     source = task.open(settings["data"], skip_bad=settings["skip_bad_images"])
     recipe = task.recipe(source)
     if recipe is None:
-        return []
+        return {}
     if os.environ.get("RANK", "0") == "0":
         side = settings["input_size"] or min(source.image_size)
         print(f"notice: images of {side} pixels, no --model: recipe {recipe}; --model or --recipe names another")
-    return ["--recipe", recipe]
+    return {"recipe": recipe}
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def decode_image(data: bytes, where: str, channels: int) -> Tensor:
     if not data:
         raise DataError(f"{where}: the image file is empty (0 bytes)")
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with _opened(data) as image:
             _require_size(image)
             pixels = np.array(_eight_bits(image).convert("L" if channels == 1 else "RGB"))
     except Exception as error:  # Pillow raises all kinds for damaged files, and warns, which may be an error too
@@ -40,6 +40,13 @@ def decode_image(data: bytes, where: str, channels: int) -> Tensor:
         ) from error
     tensor = torch.from_numpy(pixels)
     return tensor[None] if channels == 1 else tensor.permute(2, 0, 1).contiguous()
+
+
+def _opened(data: bytes) -> Image.Image:
+    """The image, not yet decoded. Pillow has a limit of pixels too, at which it warns; it gives way to a higher one."""
+    if Image.MAX_IMAGE_PIXELS is not None:
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, limit("max_image_pixels"))
+    return Image.open(io.BytesIO(data))
 
 
 def _require_size(image: Image.Image) -> None:
@@ -81,7 +88,7 @@ def common_format(files: Iterable[bytes]) -> tuple[int, tuple[int, int], bool]:
     grey = True
     for data in files:
         try:
-            with Image.open(io.BytesIO(data)) as image:
+            with _opened(data) as image:
                 sizes.add((image.height, image.width))
                 grey = grey and image.mode in ("1", "L", *_SIXTEEN_BITS)
         except Exception:

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +39,10 @@ class ImageSet(ABC):
     @abstractmethod
     def where(self, index: int) -> str:
         """File (and sample) of the image, for messages."""
+
+    def target(self, index: int) -> Any:
+        """What there is to find in the image: its class; some sets have more."""
+        return int(self.labels[index])
 
 
 class TensorImages(ImageSet):
@@ -72,6 +77,10 @@ class Subset(ImageSet):
     def where(self, index: int) -> str:
         """See `ImageSet.where`."""
         return self.images.where(int(self.indices[index]))
+
+    def target(self, index: int) -> Any:
+        """See `ImageSet.target`."""
+        return self.images.target(int(self.indices[index]))
 
 
 @dataclass(frozen=True)

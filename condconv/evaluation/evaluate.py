@@ -51,6 +51,13 @@ class Evaluation(Generic[F]):
     routing: dict[str, Tensor]
     damaged: list[str]
 
+    def left_out(self, source: Source, why: str = "cannot be decoded") -> list[str]:
+        """Paragraphs of Markdown that list what is missing in it; none where nothing is."""
+        problems = [*(f"{name}: {why}" for name in self.damaged), *source.skipped]
+        if not problems:
+            return []
+        return [f"Left out ({len(problems)}):", "\n".join(f"* {problem}" for problem in problems)]
+
 
 @torch.inference_mode()
 def evaluate(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -33,7 +34,7 @@ def confusion_matrix(confusions: Mapping[str, Tensor], classes: Sequence[str]) -
     return png(figure)
 
 
-def label_classes(axes, classes: Sequence[str], both: bool) -> None:  # type: ignore[no-untyped-def]
+def label_classes(axes: Any, classes: Sequence[str], both: bool) -> None:
     """Name the classes at the axes, where there is room for it."""
     if len(classes) > _MOST_LABELS:
         return

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from condconv.analysis.measures import DEAD_SHARE
-from condconv.analysis.totals import HIGH, LOW
+from condconv.analysis.totals import HIGH, nearly_always, off_below
 from condconv.data import IGNORED
 from condconv.layers import ConditionalLayer
 from condconv.routing_hooks import part_names
@@ -118,22 +117,14 @@ class RoutingStatistics(Metric):
         return RouterHealth(
             experts=len(low),
             entropy=float(self.entropy[index] / seen),
-            dead=tuple((low >= DEAD_SHARE * seen).nonzero().flatten().tolist()),
-            always_on=tuple((high >= DEAD_SHARE * seen).nonzero().flatten().tolist()),
+            dead=nearly_always(low, int(seen)),
+            always_on=nearly_always(high, int(seen)),
             bimodality=2 * min(near_zero, near_one),
         )
 
     def _state(self, name: str, index: int) -> Tensor:
         state: Tensor = getattr(self, f"{name}_{index}")
         return state
-
-
-def off_below(experts: int) -> float:
-    """Below what a coefficient counts as off: 0.05 as in `condconv.analysis`, but at most a fifth of an equal share.
-
-    A softmax over many experts would otherwise be dead from the start.
-    """
-    return min(LOW, 0.2 / experts)
 
 
 def normalised_entropy(coefficients: Tensor) -> Tensor:

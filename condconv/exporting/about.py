@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import condconv
 from condconv.models.build import origin_of
+from condconv.models.trained_on import noted_images
 from condconv.reading import parse_json
 
 KEY = "condconv"
@@ -57,7 +58,7 @@ class About:
 
 
 def describe(model: nn.Module, input_size: tuple[int, ...], output: Any) -> About:
-    """What is known of a network of timm or `create_model`: its normalisation, and numbers for the names of classes.
+    """What is known of a network: its normalisation and its classes; numbers where they have no names.
 
     Args:
         model: the network.
@@ -67,7 +68,8 @@ def describe(model: nn.Module, input_size: tuple[int, ...], output: Any) -> Abou
     published = getattr(model, "pretrained_cfg", None) or {}
     mean, std = (tuple(published.get(name) or (0.5,) * input_size[0]) for name in ("mean", "std"))
     scores = isinstance(output, Tensor) and output.dim() == 2
-    classes = tuple(str(label) for label in range(output.shape[1])) if scores else ()
+    noted = noted_images(model) or {}
+    numbers = tuple(str(label) for label in range(output.shape[1])) if scores else ()
     origin = origin_of(model)
-    name = type(model).__name__ if origin is None else origin.name
-    return About(name, None, input_size, mean, std, classes)
+    name = (origin.name if origin else None) or type(model).__name__
+    return About(name, None, input_size, mean, std, noted.get("label_names", numbers), noted.get("native", False))

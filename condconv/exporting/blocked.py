@@ -19,10 +19,9 @@ from typing import Any, NamedTuple
 import torch
 
 from condconv.exporting.about import KEY
+from condconv.exporting.formats import TOLERANCE
 from condconv.exporting.looped import of_one_image, over_images
 
-TOLERANCE = 1e-4
-"""Of an output, over its largest value."""
 _log = logging.getLogger("condconv")
 
 

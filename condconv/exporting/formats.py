@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from condconv.errors import ArgumentError, CheckpointError, argument_error
 from condconv.registry import unknown_name_message
 
+TOLERANCE = 1e-4
+"""Of an output, over its largest value: f32 in another order of summation."""
+
 Run = Callable[[Tensor], list[Tensor]]
 """Images (B, C, *space) → the outputs, in the order of the network's own."""
 

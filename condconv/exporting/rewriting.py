@@ -4,8 +4,7 @@
     y = W(x) * x + b(x)         one convolution, with the mixed kernel as its weight
 
 A batch is a loop over its examples, for each has kernels of its own: how to loop is the format's business. Folding the
-batch into groups would make its size a constant of the graph, and multiplying with mixed matrices in one product for
-the whole batch was never faster in the runtimes that were tried.
+batch into groups would make its size a constant of the graph.
 """
 
 from __future__ import annotations
@@ -155,6 +154,8 @@ class Convolution(nn.Module):
         self.prepad = [] if self.linear else of._prepad
         self.mode = "constant" if self.linear or of.padding_mode == "zeros" else of.padding_mode
         self.same = (of.kernel_size, of.stride, of.dilation) if is_same_padded(layer) else None
+        self.pointwise_as_product = False
+        """For runtimes that are slow where the weight of a convolution is no constant."""
 
     def forward(self, x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
         """X (B, I, *space), or (B, *positions, I) of a linear layer, with one kernel for all examples."""
@@ -164,4 +165,7 @@ class Convolution(nn.Module):
             x = pad_same(x, *self.same)
         if self.prepad:
             x = F.pad(x, self.prepad, mode=self.mode)
+        if self.pointwise_as_product and self.geometry.is_pointwise(kernel.shape):
+            y = (kernel.flatten(1) @ x.flatten(2)).unflatten(2, x.shape[2:])  # B O *space
+            return y if bias is None else y + bias.reshape(-1, *[1] * self.geometry.rank)
         return self.geometry.convolve(x, kernel, bias)

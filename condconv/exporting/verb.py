@@ -18,13 +18,11 @@ from condconv import arguments
 from condconv.conversion.apply import conditional_layers
 from condconv.errors import ArgumentError, CondConvError, ConversionError, argument_error
 from condconv.exporting.about import About, describe
-from condconv.exporting.formats import FORMATS, Run, check_format, tensors, writer
+from condconv.exporting.formats import FORMATS, TOLERANCE, Run, check_format, tensors, writer
 from condconv.exporting.rewriting import plain_form, static_form
 from condconv.files import whole_files
 from condconv.timing import measure
 
-TOLERANCE = 1e-4
-"""Of an output, over its largest value: f32 in another order of summation."""
 _SOME_BATCHES = (1, 2, 5)
 _BURST_S = 0.06
 

@@ -37,6 +37,9 @@ from condconv.routers import Router
 
 _log = logging.getLogger("condconv")
 
+ExpertStorage = Literal["f32", "bf16", "int8"]
+RestStorage = Literal["f32", "bf16"]
+
 _REST = {"f32": torch.float32, "bf16": torch.bfloat16}
 _CLOSED = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.jit.ScriptModule)
 
@@ -70,8 +73,8 @@ class InferenceForm:
 
 def optimize_for_inference(
     model: nn.Module,
-    experts: Literal["f32", "bf16", "int8"] = "f32",
-    rest: Literal["f32", "bf16"] = "f32",
+    experts: ExpertStorage = "f32",
+    rest: RestStorage = "f32",
     skip_below: float = 0.0,
 ) -> nn.Module:
     """Return a copy of a network for inference: faster, smaller, in eval mode; the argument is not touched.

@@ -105,12 +105,16 @@ class ConditionalLayer(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The experts of a dense bank, (n, *shape of the static layer's weight): `layer.bank.weight`."""
-        return self.bank.weight  # type: ignore[return-value]
+        bank: Any = self.bank
+        weight: Tensor = bank.weight
+        return weight
 
     @property
     def bias(self) -> Tensor | None:
         """The experts' biases of a dense bank, (n, O), or None: `layer.bank.bias`."""
-        return self.bank.bias  # type: ignore[return-value]
+        bank: Any = self.bank
+        bias: Tensor | None = bank.bias
+        return bias
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Refuse what pruning and weight normalisation would put beside the bank's own parameters."""

@@ -28,7 +28,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
 from condconv.errors import argument_error
-from condconv.models.cifar_resnet import STRIDES, CifarResNet
+from condconv.models.cifar_resnet import CifarResNet, strides_for
 
 _RESNET_CHANNELS = (64, 128, 256, 512)
 _LOGITS_ONLY: Any = ("num_classes", "global_pool")
@@ -298,15 +298,9 @@ def _build_cifar(
 ) -> nn.Module:
     return build_model_with_cfg(
         CifarResNet, row.name, False, pretrained_cfg=_timm_cfg(row), feature_cfg={"out_indices": (0, 1, 2, 3)},
-        features_only=features_only, blocks=row.blocks[0], strides=_cifar_strides(output_stride), width=width,
+        features_only=features_only, blocks=row.blocks[0], strides=strides_for(output_stride), width=width,
         **dict(row.arguments or {}), **arguments,
     )  # fmt: skip
-
-
-def _cifar_strides(output_stride: int | None) -> tuple[int, ...]:
-    """Of stem and stages: as published (4 in total); a total of 2 is the stem's, and all stages see as many."""
-    strides = {1: (1, 1, 1, 1), 2: (2, 1, 1, 1), 8: (2, 1, 2, 2), 16: (2, 2, 2, 2)}
-    return STRIDES if output_stride is None else strides.get(output_stride, STRIDES)
 
 
 def _resnet(*, output_stride: int | None, **arguments: Any) -> ResNet:

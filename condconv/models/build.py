@@ -50,18 +50,18 @@ _NOT_THE_NETWORK = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "de
 
 @dataclass(frozen=True)
 class Origin:
-    """How a network was made: the `create_model` call that makes it again."""
+    """How a network was made: the `create_model` call that makes it again; no name where it was made elsewhere."""
 
-    name: str
+    name: str | None
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 def origin_of(model: nn.Module) -> Origin | None:
-    """The `create_model` call that made ``model``, or None for a network from elsewhere."""
+    """The `create_model` call that made ``model``, or None for one from elsewhere that was never saved."""
     return getattr(model, _ORIGIN, None)
 
 
-def set_origin(model: nn.Module, name: str, arguments: Mapping[str, Any]) -> None:
+def set_origin(model: nn.Module, name: str | None, arguments: Mapping[str, Any]) -> None:
     """Remember the `create_model` call that makes ``model`` again."""
     kept = {key: value for key, value in not_default(arguments).items() if key not in _NOT_THE_NETWORK}
     # A plain attribute: it travels with deepcopy and pickle, and is no part of the state dict.
@@ -173,14 +173,15 @@ def _build_detector(name: str, given: Mapping[str, Any]) -> nn.Module:
     where = f"create_model('{name}')"
     arguments = not_default(given)
     num_classes, in_chans = arguments.pop("num_classes", COCO_CLASSES), arguments.pop("in_chans", 3)
+    width = arguments.pop("width_multiplier", 1.0)
     if arguments:
         first = next(iter(arguments))
-        rule, remedy = "is no argument of the detector", "known: num_classes, in_chans, num_experts"
+        rule, remedy = "is no argument of the detector", "known: num_classes, in_chans, width_multiplier, num_experts"
         raise argument_error(where, first, arguments[first], rule, remedy)
     if num_classes < 1:
         rule = "must be at least 1, background not counted"
         raise argument_error(where, "num_classes", num_classes, rule, "COCO has 90")
-    return SSD(DETECTORS[name], num_classes=num_classes, in_chans=in_chans)
+    return SSD(DETECTORS[name], num_classes=num_classes, in_chans=in_chans, width_multiplier=width)
 
 
 def _build_restorer(name: str, given: Mapping[str, Any]) -> nn.Module:

@@ -25,11 +25,12 @@ def model_card(
 ) -> str:
     """Markdown for a folder's ``README.md``; multiply-adds are counted by the papers' convention at ``input_size``."""
     size = input_size or default_input_size(config)
+    title = config["name"] or config["network"]
     counted = count(model, size)
     layers = dict(conditional_layers(model))
     experts = sorted({layer.num_experts for layer in layers.values()})
     rows = {
-        "network": f"`{config['name']}`",
+        "network": f"`{title}`",
         "variant": _variant(config),
         "conditional layers": f"{len(layers)}, {'/'.join(map(str, experts))} experts each" if layers else "none",
         "parameters": f"{counted.params:,}",
@@ -37,6 +38,7 @@ def model_card(
         "trained on": data or _UNKNOWN,
         "licence of the weights": license or _UNKNOWN,
     }
+    static = "" if config["name"] else ", model=static"
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     measured = "\n".join(f"| {name} | {value:.4g} |" for name, value in metrics.items())
     return f"""---
@@ -44,7 +46,7 @@ library_name: condconv
 tags: [condconv, image-classification]
 ---
 
-# {config["name"]}
+# {title}
 
 | | |
 |---|---|
@@ -59,7 +61,7 @@ tags: [condconv, image-classification]
 ```python
 import condconv
 
-model = condconv.from_pretrained("path/to/this/folder")  # or the hub id, owner/name
+model = condconv.from_pretrained("path/to/this/folder"{static})  # or the hub id, owner/name
 ```
 
 Weights are in safetensors format; nothing in this folder is executed. Made with condconv {config["condconv_version"]}.
@@ -67,16 +69,20 @@ Weights are in safetensors format; nothing in this folder is executed. Made with
 
 
 def default_input_size(config: Mapping[str, Any]) -> tuple[int, int, int]:
-    """The size that the papers' tables count at; 32 pixels for a network that was made for small images."""
-    side = 300 if "ssd" in config["name"] else 224
+    """The size that it was trained on, or that the papers' tables count at; 32 pixels where it is for small images."""
+    if "images" in config:
+        return tuple(config["images"]["input_size"])
+    side = 300 if "ssd" in (config["name"] or "") else 224
     if config["arguments"].get("output_stride") is not None:
         side = 32
     return (config["arguments"].get("in_chans", 3), side, side)
 
 
 def _variant(config: Mapping[str, Any]) -> str:
-    record = config.get("conversion")
-    name = record["variant"] if record else SPECS[config["name"]].variant if config["name"] in SPECS else None
-    if name is None:
-        return "none (static)"
-    return f"{name} — {variants[name].title}, {variants[name].url}"
+    records = config["conversion"] or []
+    names = {record["variant"] for record in ([records] if isinstance(records, dict) else records)}
+    if config["name"] in SPECS:
+        names = {SPECS[config["name"]].variant}
+    return "; ".join(f"{name} — {variants[name].title}, {variants[name].url}" for name in sorted(names)) or (
+        "none (static)"
+    )

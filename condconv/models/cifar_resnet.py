@@ -26,6 +26,12 @@ STRIDES = (1, 1, 2, 2)
 """Of the stem and the three stages, as published."""
 
 
+def strides_for(output_stride: int | None) -> tuple[int, ...]:
+    """Of stem and stages: as published (4 in total); a total of 2 is the stem's, and all stages see as many."""
+    strides = {1: (1, 1, 1, 1), 2: (2, 1, 1, 1), 8: (2, 1, 2, 2), 16: (2, 2, 2, 2)}
+    return STRIDES if output_stride is None else strides.get(output_stride, STRIDES)
+
+
 class PaddedShortcut(nn.Module):
     """Option A: every `stride`-th pixel, channels padded with zeros on both sides, or cut off where there are too many.
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import cast
 
 from timm.layers import SqueezeExcite
 from torch import Tensor, nn
@@ -44,7 +45,7 @@ class Restorer(nn.Module):
         for inputs, outputs in itertools.pairwise(channels):
             convolution = nn.Conv2d(inputs, outputs, 3, padding=1)
             nn.init.normal_(convolution.weight, 0.0, math.sqrt(2.0 / (9 * outputs)))
-            nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
+            nn.init.zeros_(cast(Tensor, convolution.bias))
             layers += [convolution, nn.ReLU()]
             if squeeze_excite:
                 layers.append(SqueezeExcite(outputs))

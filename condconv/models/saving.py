@@ -1,11 +1,13 @@
 """Networks on disk: a folder with ``config.json`` (how to build it), ``model.safetensors`` (weights) and a model card.
 
-The configuration is the `create_model` call that made the network and, where a static network was converted after
-that, which layers were and who routes them. It says nothing that has to be run: no pickles, no code.
+The configuration is the `create_model` call that made the network, where a static network was converted after that
+which layers were and who routes them, and what it was trained on where that is known. Of a network that was made
+elsewhere and converted here it has the conversion alone. It says nothing that has to be run: no pickles, no code.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Mapping
@@ -19,20 +21,22 @@ from torch import nn
 
 import condconv
 from condconv import arguments
-from condconv.conversion import convert, forget_originals
-from condconv.conversion.apply import conditional_layers
+from condconv.conversion import revert
+from condconv.conversion.apply import conditional_layers, original_of, refuse_inference_form
 from condconv.errors import CheckpointError
 from condconv.files import Lock, whole_file, write_flushed
 from condconv.models.build import Origin, origin_of, set_origin
 from condconv.models.cards import model_card
 from condconv.models.loading import load_strictly, read_safetensors
-from condconv.models.records import conversion_record
+from condconv.models.records import INSTEAD, conversion_records, convert_again
 from condconv.models.specs import SPECS
+from condconv.models.trained_on import note_images, noted_images
 from condconv.models.zoo import create_model
 from condconv.reading import parse_json, read_text
 from condconv.tuning import pin_records, restore_pins
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2 has routers that are no variant's default, several conversions, networks from elsewhere; what needs none is 1."""
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -46,12 +50,14 @@ def save_pretrained(
     data: str = "",
     license: str = "",
 ) -> Path:
-    """Write a network of `create_model` to a folder, from which `from_pretrained` makes it again.
+    """Write a network to a folder, from which `condconv.from_pretrained` makes it again.
 
-    What `condconv.tune` pinned is written too, with the name of the machine.
+    What `condconv.tune` pinned is written too, with the name of the machine; and what the network was trained on, where
+    it comes from a run.
 
     Args:
-        model: a network of `create_model`, conditional or static, or one that was converted afterwards.
+        model: a network of `create_model` or of a run, converted afterwards or not; or any other network that was
+            converted here, whose static form `from_pretrained` is then given.
         folder: is made where it does not exist; files of an earlier save are replaced.
         input_size: (C, H, W) for the multiply-adds of the model card; None for the published size.
         metrics: what was measured, by name (``{"top-1 accuracy on CIFAR-10-JPEG": 0.91}``).
@@ -62,20 +68,17 @@ def save_pretrained(
         The folder.
 
     Raises:
-        CheckpointError: the network is not from `create_model`, has been changed since in a way that the configuration
-            cannot say, or the folder cannot be written.
+        CheckpointError: the network is neither from `create_model` nor converted here, has been changed since in a way
+            that the configuration cannot say, or the folder cannot be written.
+        ConversionError: the network is an inference form.
     """
-    origin = origin_of(model)
-    if origin is None:
-        raise CheckpointError(
-            f"save_pretrained: {type(model).__name__} was not made by create_model, so no configuration can say how to "
-            "build it; save the weights alone with safetensors.torch.save_model and load them with "
-            "condconv.models.load_weights"
-        )
-    config = _config(model, origin)
+    arguments.a_module("save_pretrained", "model", model)
+    refuse_inference_form(model, "save_pretrained")
+    config = _config(model, origin_of(model) or _elsewhere(model))
     _check_rebuilds(config, model)
     folder = arguments.path("save_pretrained", "folder", folder)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    # Copies: safetensors refuses tensors that share memory, as those of tied layers do.
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     files = {
         WEIGHTS: save(state, metadata={"format": "pt"}),
         CARD: model_card(model, config, input_size, metrics or {}, data, license).encode(),
@@ -85,30 +88,31 @@ def save_pretrained(
     return folder
 
 
-def from_pretrained(folder: str | Path) -> nn.Module:
-    """Make the network that `save_pretrained` wrote, in eval mode and on the CPU.
+def is_hub_id(name: str) -> bool:
+    """Whether it can be a repository ``owner/name`` on the Hugging Face hub."""
+    return _HUB_ID.fullmatch(name) is not None
 
-    What was tuned on another machine is left out, with a warning that names both.
 
-    Args:
-        folder: a folder, or a repository ``owner/name`` on the Hugging Face hub, which is downloaded.
-
-    Raises:
-        CheckpointError: a file is missing, truncated, a pickle or of a newer version of the format, or the weights do
-            not fit: all tensors that do not are listed.
-    """
-    path = arguments.path("from_pretrained", "folder", folder)
-    if not path.exists() and _HUB_ID.fullmatch(str(folder)):
-        path = _download(str(folder))
+def load_saved(folder: Path, static: nn.Module | None = None) -> nn.Module:
+    """Make the network that `save_pretrained` wrote, on the CPU. See `condconv.from_pretrained`."""
+    path = folder if folder.exists() or not is_hub_id(str(folder)) else _download(str(folder))
     if not path.is_dir():
         raise CheckpointError(
             f"{folder}: no such folder; expected one with {CONFIG} and {WEIGHTS}, or a hub id owner/name"
         )
     config = read_config(path)
-    model = _build(config, str(path / CONFIG))
+    source = str(path / CONFIG)
+    if config["name"] is None and static is None:
+        raise CheckpointError(
+            f"{source}: a converted {config.get('network')}, which create_model does not make; pass one as it was "
+            "before its conversion: condconv.from_pretrained(folder, model=…)"
+        )
+    if config["name"] is not None and static is not None:
+        raise CheckpointError(f"{source}: says itself how {config['name']} is built; leave model out")
+    model = _build(config, source, static)
     load_strictly(model, read_safetensors(path / WEIGHTS), str(path / WEIGHTS))
-    restore_pins(model, config.get("tuned") or {}, str(path / CONFIG))
-    return model.eval()
+    restore_pins(model, config.get("tuned") or {}, source)
+    return model
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -136,7 +140,8 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{path}: format_version={version} is newer than this condconv {condconv.__version__} reads "
             f"({FORMAT_VERSION}); it was written by {config.get('condconv_version')}: upgrade condconv"
         )
-    if not isinstance(config.get("name"), str) or not isinstance(config.get("arguments"), dict):
+    named = isinstance(config.get("name"), str) or (config.get("name", "") is None and config.get("conversion"))
+    if not named or not isinstance(config.get("arguments"), dict):
         raise CheckpointError(f"{path}: 'name' must be a text and 'arguments' an object; fetch or write it again")
     if config["arguments"].get("pretrained"):
         raise CheckpointError(
@@ -153,64 +158,70 @@ def _config(model: nn.Module, origin: Origin) -> dict[str, Any]:
             f"save_pretrained: an argument that {origin.name} was made with cannot be written as JSON ({error}); make "
             "the network with plain numbers and texts"
         ) from error
-    converted = any(True for _ in conditional_layers(model)) and origin.name not in SPECS
+    records = [] if origin.name in SPECS else conversion_records(model)
+    special = any({"routers", "options"} & record.keys() for record in records)
+    simple = origin.name is not None and len(records) <= 1 and not special
     return {
         "format": "condconv",
-        "format_version": FORMAT_VERSION,
+        "format_version": 1 if simple else FORMAT_VERSION,
         "condconv_version": condconv.__version__,
         "name": origin.name,
+        **({"network": f"{type(model).__module__}.{type(model).__qualname__}"} if origin.name is None else {}),
         "arguments": kept,
-        "conversion": conversion_record(model) if converted else None,
+        "conversion": records or None if not simple else records[0] if records else None,
+        **({"images": images} if (images := noted_images(model)) else {}),
         **({"tuned": tuned} if (tuned := pin_records(model)) else {}),
     }
 
 
-def _build(config: Mapping[str, Any], source: str) -> nn.Module:
-    """Make the network that a configuration describes, with fresh weights."""
+def _elsewhere(model: nn.Module) -> Origin:
+    """Of a network that was made elsewhere and converted here."""
+    layers = [layer for _, layer in conditional_layers(model)]
+    if layers and all(original_of(layer) is not None for layer in layers):
+        return Origin(None)
+    raise CheckpointError(
+        f"save_pretrained: {type(model).__name__} was not made by create_model, and not converted by condconv.convert, "
+        f"so no configuration can say how to build it; {INSTEAD}"
+    )
+
+
+def _build(config: Mapping[str, Any], source: str, static: nn.Module | None = None) -> nn.Module:
+    """Make the network that a configuration describes, with fresh weights; `static` where it does not say how."""
     try:
-        model = create_model(config["name"], **config["arguments"])
-        record = config.get("conversion")
-        if record is not None:
-            model = _convert(model, record)
+        model = create_model(config["name"], **config["arguments"]) if static is None else static
+        origin = origin_of(model) or Origin(None)
+        records = config.get("conversion") or []
+        model = convert_again(model, [records] if isinstance(records, dict) else records)
+        set_origin(model, origin.name, origin.arguments)  # a model that is one layer was replaced as a whole
+        if config.get("images") is not None:
+            note_images(model, config["images"])
     except Exception as error:  # whatever timm and torch make of arguments that no save has written
         raise CheckpointError(f"{source}: describes no network that can be built: {error}") from error
     return model
 
 
-def _convert(model: nn.Module, record: Mapping[str, Any]) -> nn.Module:
-    origin = origin_of(model)
-    names = set(record["layers"])
-    share = {source or "network": _one_of(layers) for source, layers in record["shared"].items()}
-    model = convert(
-        model,
-        record["variant"],
-        targets=lambda name, _: name in names,
-        num_experts=record["num_experts"],
-        share=share or None,
-        init="fresh",
-        **record.get("options", {}),
-    )
-    if origin is not None:  # a model that is one layer is replaced as a whole
-        set_origin(model, origin.name, origin.arguments)
-    return forget_originals(model)
-
-
-def _one_of(names: list[str]) -> str:
-    return "^(?:" + "|".join(re.escape(name) for name in names) + ")$"
+def _static_form(model: nn.Module) -> nn.Module | None:
+    """A network from elsewhere as it was before its conversion; None where that is not known any more."""
+    if any(original_of(layer) is None for _, layer in conditional_layers(model)):
+        return None
+    return revert(copy.deepcopy(model), discard_training=True).to("meta")
 
 
 def _check_rebuilds(config: Mapping[str, Any], model: nn.Module) -> None:
     """Build the network from its configuration, without memory for weights, and compare names and shapes."""
+    static = _static_form(model) if config["name"] is None else None
+    if config["name"] is None and static is None:
+        return  # it was built from such a configuration
     with torch.device("meta"):
-        again = _build(config, "save_pretrained").state_dict()
+        again = _build(config, "save_pretrained", static).state_dict()
     own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     other = {name: tuple(tensor.shape) for name, tensor in again.items()}
     different = sorted({name for name, _ in own.items() ^ other.items()})
     if different:
+        maker = "condconv.convert" if config["name"] is None else f"create_model('{config['name']}')"
         raise CheckpointError(
-            f"save_pretrained: the network is no longer what create_model('{config['name']}') made: "
-            f"{len(different)} tensors differ, among them {', '.join(different[:5])}; save the weights alone with "
-            "safetensors.torch.save_model"
+            f"save_pretrained: the network is no longer what {maker} made: {len(different)} tensors differ, among them "
+            f"{', '.join(different[:5])}; {INSTEAD}"
         )
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -65,22 +66,27 @@ class SSD(nn.Module):
         backbone: name of a MobileNetV1 row (``mobilenetv1_050``).
         num_classes: object classes; the background is added as class 0.
         in_chans: channels of the image.
+        width_multiplier: factor on the channels of the trunk and of the extra layers.
 
     Batch-normalised layers follow the trunk's initialiser; predictors start at normal(0, 0.01) with zero bias.
     """
 
-    def __init__(self, backbone: str, *, num_classes: int = COCO_CLASSES, in_chans: int = 3) -> None:
+    def __init__(
+        self, backbone: str, *, num_classes: int = COCO_CLASSES, in_chans: int = 3, width_multiplier: float = 1.0
+    ) -> None:
         super().__init__()
         row = BACKBONES[backbone]
         self.num_classes = num_classes
         self.in_chans = in_chans
         # Levels 3 and 4 are the last 512- and the last 1024-channel map: strides 16 and 32.
-        backbone_maps: Any = build_backbone(row, in_chans=in_chans, features_only=True, out_indices=(3, 4))
+        backbone_maps: Any = build_backbone(
+            row, in_chans=in_chans, width_multiplier=width_multiplier, features_only=True, out_indices=(3, 4)
+        )
         self.backbone = backbone_maps
         channels: list[int] = list(backbone_maps.feature_info.channels())
         extras = []
         for hidden, out in _EXTRA_CHANNELS:
-            hidden, out = (max(_MIN_CHANNELS, int(c * row.width)) for c in (hidden, out))
+            hidden, out = (max(_MIN_CHANNELS, int(c * row.width * width_multiplier)) for c in (hidden, out))
             extras.append(ExtraLayer(channels[-1], hidden, out))
             channels.append(out)
         self.extras = nn.ModuleList(extras)
@@ -121,16 +127,27 @@ class SSD(nn.Module):
 
     def map_sizes(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
         """The heights and widths of the six maps for images of ``image_size`` (H, W)."""
-        sizes, (height, width) = [], image_size
-        for level in range(5 + len(self.extras)):
-            height, width = (height + 1) // 2, (width + 1) // 2  # every step down is a 3x3 of stride 2 with padding 1
-            if level >= 3:
-                sizes.append((height, width))
-        return sizes
+        return ssd_map_sizes(image_size)
 
     def anchors(self, image_size: tuple[int, int]) -> Tensor:
         """The default boxes (A, 4) for images of ``image_size`` (H, W), in the outputs' order (`make_anchors`)."""
-        return make_anchors(self.map_sizes(image_size)).to(next(self.parameters()).device)
+        return ssd_anchors(image_size).to(next(self.parameters()).device)
+
+
+def ssd_map_sizes(image_size: tuple[int, int]) -> list[tuple[int, int]]:
+    """The heights and widths of the six maps of `SSD` for images of ``image_size`` (H, W)."""
+    sizes, (height, width) = [], image_size
+    for level in range(5 + len(_EXTRA_CHANNELS)):
+        height, width = (height + 1) // 2, (width + 1) // 2  # every step down is a 3x3 of stride 2 with padding 1
+        if level >= 3:
+            sizes.append((height, width))
+    return sizes
+
+
+@cache
+def ssd_anchors(image_size: tuple[int, int]) -> Tensor:
+    """The default boxes (A, 4) of `SSD` for images of ``image_size`` (H, W), on the CPU; see `make_anchors`."""
+    return make_anchors(ssd_map_sizes(image_size))
 
 
 def anchors_per_location(levels: int) -> list[int]:

@@ -1,7 +1,7 @@
 """Routers: which kernels does each example get? x (B, C, *space) → coefficients (B, n)."""
 
 from condconv.routers.gates import AnnealedGate, Gate, SigmoidGate, SoftmaxGate, StepWatch, TopKGate, drop_experts
-from condconv.routers.normalisation import HiddenBatchNorm, HiddenLayerNorm, PooledNorm
+from condconv.routers.normalisation import HiddenBatchNorm, HiddenLayerNorm
 from condconv.routers.pooled_linear import PooledLinear
 from condconv.routers.router import Router
 from condconv.routers.schedule import RoutingSchedule, annealed_gates
@@ -14,7 +14,6 @@ __all__ = [
     "HiddenBatchNorm",
     "HiddenLayerNorm",
     "PooledLinear",
-    "PooledNorm",
     "Router",
     "RoutingSchedule",
     "RoutingScope",

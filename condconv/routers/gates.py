@@ -97,10 +97,15 @@ class AnnealedGate(Gate):
         """Where it stands now."""
         return self._known
 
+    def notice(self) -> None:
+        """To be called in each forward: whoever trains and never steps a schedule is told."""
+        if self.training and not torch.compiler.is_compiling() and torch.is_grad_enabled():
+            self.watch.notice(self)
+
     def anneal(self, value: float) -> None:
         """Set the value in place; a schedule calls this after each optimiser step."""
         self._known = self._checked(value)
-        self._buffers[self.buffer].fill_(self._known)  # type: ignore[union-attr]
+        getattr(self, self.buffer).fill_(self._known)
         self._passes = 0
 
     def _checked(self, value: float) -> float:
@@ -136,8 +141,7 @@ class SoftmaxGate(AnnealedGate):
 
     def forward(self, logits: Tensor) -> Tensor:
         """Return softmax(logits / T) over the experts, (B, n)."""
-        if self.training and not torch.compiler.is_compiling() and torch.is_grad_enabled():
-            self.watch.notice(self)
+        self.notice()
         return torch.softmax(logits / self.temperature.to(logits.dtype), dim=1)
 
 

@@ -1,11 +1,6 @@
-"""Normalising in a router: its pooled input, or its hidden layer.
+"""Normalising in a router: what some papers have behind its first linear layer, with learned factors.
 
-`PooledNorm`: each pooled feature to mean 0 and variance 1 over the images. Pooled features have a large common mean and
-little variance between images, so that a plain router begins nearly constant. Batch normalisation without parameters
-(Ioffe, Szegedy, ICML 2015), except that a batch of one trains: it is normalised with the running statistics.
-
-`HiddenBatchNorm` and `HiddenLayerNorm` are those that some papers have behind the first linear layer, with learned
-factors. Both compute in the type of their input, f32 at least, and keep their own tensors so.
+Both kinds compute in the type of their input, f32 at least, and keep their own tensors so.
 """
 
 from __future__ import annotations
@@ -19,40 +14,7 @@ from torch.nn import functional as F
 
 from condconv.errors import ShapeError
 
-MOMENTUM, EPSILON = 0.1, 1e-5
-
-
-class PooledNorm(nn.Module):
-    """z (B, C) → (z - μ) / √(σ² + ε): over the batch in training, by running statistics in evaluation.
-
-    Args:
-        features: C.
-    """
-
-    mean: Tensor
-    variance: Tensor
-
-    def __init__(self, features: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(features))
-        self.register_buffer("variance", torch.ones(features))
-
-    def forward(self, z: Tensor) -> Tensor:
-        """See the class."""
-        if self.training:
-            return _train(z, self.mean, self.variance)
-        return (z - self.mean.to(z.dtype)) * torch.rsqrt(self.variance.to(z.dtype) + EPSILON)
-
-
-def _train(z: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-    """Normalise z over its batch and move the running statistics; by these where the batch is a single image."""
-    if z.shape[0] < 2:
-        return (z - mean.to(z.dtype)) * torch.rsqrt(variance.to(z.dtype) + EPSILON)
-    of_batch, spread = z.mean(dim=0), z.var(dim=0, correction=0)
-    with torch.no_grad():
-        mean.lerp_(of_batch.to(mean.dtype), MOMENTUM)
-        variance.lerp_(spread.to(variance.dtype) * (z.shape[0] / (z.shape[0] - 1)), MOMENTUM)
-    return (z - of_batch) * torch.rsqrt(spread + EPSILON)
+MOMENTUM = 0.1
 
 
 class _Precise(nn.Module):
@@ -109,6 +71,5 @@ def hidden_norm(kind: str | None, features: int) -> list[nn.Module]:
     return [HiddenBatchNorm(features) if kind == "batch" else HiddenLayerNorm(features)]
 
 
-# FX records these as one call each: the size of the batch decides in them.
-torch.fx.wrap("_train")
+# FX records it as one call: the size of the batch decides in it.
 torch.fx.wrap("_of_several")

@@ -26,7 +26,6 @@ class PooledLinear(Router):
         dropout: dropout on the pooled input, in training.
         expert_dropout: random dropping of experts, in training.
         previous_experts: length of the previous routing's coefficients (hierarchical routing), or 0.
-        normalise: normalise the pooled input; see `Router`.
     """
 
     def __init__(
@@ -39,7 +38,6 @@ class PooledLinear(Router):
         dropout: float = 0.0,
         expert_dropout: float = 0.0,
         previous_experts: int = 0,
-        normalise: bool = False,
     ) -> None:
         super().__init__(
             in_channels,
@@ -49,5 +47,4 @@ class PooledLinear(Router):
             dropout=dropout,
             expert_dropout=expert_dropout,
             previous_experts=previous_experts,
-            normalise=normalise,
         )

@@ -3,7 +3,6 @@
     α(x) = drop( gate( body( [GAP(x), α_previous] ) ) )
 
 The pieces are exchangeable: `body` maps the pooled features to logits, `gate` maps logits to coefficients.
-With `normalise`, the pooled features are normalised first; a batch of one example trains either way.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from condconv.errors import argument_error
 from condconv.func_transforms import transformed
 from condconv.operators import available
 from condconv.routers.gates import Gate, drop_experts
-from condconv.routers.normalisation import EPSILON, HiddenBatchNorm, PooledNorm, hidden_norm
+from condconv.routers.normalisation import HiddenBatchNorm, hidden_norm
 
 
 class Router(nn.Module):
@@ -38,7 +37,6 @@ class Router(nn.Module):
         expert_dropout: probability with which an expert's coefficient is zeroed in training, for each example apart.
         previous_experts: length of the previous routing's coefficients, which are concatenated to the pooled input
             (hierarchical routing, CondConv table 4); 0 where there is none.
-        normalise: normalise what goes into the first linear layer (see `PooledNorm`); not in the papers.
         norm: "batch" or "layer" for a normalised hidden layer, whose linear layer then has no bias; None for neither.
 
     Raises:
@@ -55,7 +53,6 @@ class Router(nn.Module):
         dropout: float = 0.0,
         expert_dropout: float = 0.0,
         previous_experts: int = 0,
-        normalise: bool = False,
         norm: Literal["batch", "layer"] | None = None,
     ) -> None:
         super().__init__()
@@ -79,7 +76,6 @@ class Router(nn.Module):
         else:
             first = nn.Linear(features, hidden, bias=norm is None)
             self.body = nn.Sequential(first, *hidden_norm(norm, hidden), nn.ReLU(), nn.Linear(hidden, size))
-        self.norm = PooledNorm(features) if normalise else None
         self.gate = gate
         self.reset_parameters()
 
@@ -96,16 +92,7 @@ class Router(nn.Module):
 
     @torch.no_grad()
     def fold_norm(self) -> None:
-        """Fold the running statistics of normalised features into the first linear layer, for evaluation."""
-        self._fold_hidden_norm()
-        if self.norm is None:
-            return
-        first, scale = self._linears[0], torch.rsqrt(self.norm.variance + EPSILON)
-        first.weight.mul_(scale)
-        first.bias.sub_(first.weight @ self.norm.mean)
-        self.norm = None
-
-    def _fold_hidden_norm(self) -> None:
+        """Fold the running statistics of a normalised hidden layer into the first linear layer, for evaluation."""
         norm = self.body[1] if len(self.body) > 1 else None
         if not isinstance(norm, HiddenBatchNorm):
             return
@@ -170,15 +157,13 @@ class Router(nn.Module):
         quantised = type(weight) is MethodType
         if quantised:  # Dynamically, by torch: it takes f32.
             weight = torch.empty(0)
-        plain = previous is None and self.norm is None and len(body) == 1 and not (self.training and self.dropout)
+        plain = previous is None and len(body) == 1 and not (self.training and self.dropout)
         if plain and not quantised and _fuses(x, weight, bias):
             logits: Tensor = torch.ops.condconv.pooled_linear.default(x, weight, bias)
             return logits
         z = _global_average(x, weight)
         if previous is not None:
             z = torch.cat([z, previous.to(z.dtype)], dim=1)
-        if self.norm is not None:
-            z = self.norm(z)
         z = F.dropout(z, self.dropout, self.training)
         for layer in body:
             z = linear(z, layer.weight, layer.bias) if isinstance(layer, nn.Linear) else layer(z)

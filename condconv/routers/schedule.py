@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+
 from torch import nn
 
 from condconv.arguments import a_module, integer, number
 from condconv.errors import CheckpointError, argument_error
 from condconv.routers.gates import AnnealedGate
+
+_stepping = threading.Lock()
+"""Counting and setting belong together. One for all schedules, which can then be copied and pickled."""
 
 
 class RoutingSchedule:
@@ -47,9 +52,10 @@ class RoutingSchedule:
         return self._gates[0].value
 
     def step(self) -> None:
-        """Count one optimiser step and set the gates' values."""
-        self._taken += 1
-        self._apply()
+        """Count one optimiser step and set the gates' values; any thread may."""
+        with _stepping:
+            self._taken += 1
+            self._apply()
 
     def _checked(self, where: str, name: str, value: float | None) -> float | None:
         least = max(gate.least for gate in self._gates)

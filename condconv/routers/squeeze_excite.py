@@ -24,7 +24,6 @@ class SqueezeExcite(Router):
         dropout: dropout on the pooled input, in training.
         expert_dropout: random dropping of experts, in training.
         previous_experts: length of the previous routing's coefficients (hierarchical routing), or 0.
-        normalise: normalise the pooled input; see `Router`.
     """
 
     def __init__(
@@ -37,7 +36,6 @@ class SqueezeExcite(Router):
         dropout: float = 0.0,
         expert_dropout: float = 0.0,
         previous_experts: int = 0,
-        normalise: bool = False,
     ) -> None:
         reduction = integer("SqueezeExcite", "reduction", reduction, 1)
         in_channels = integer("SqueezeExcite", "in_channels", in_channels, 1)
@@ -49,5 +47,4 @@ class SqueezeExcite(Router):
             dropout=dropout,
             expert_dropout=expert_dropout,
             previous_experts=previous_experts,
-            normalise=normalise,
         )

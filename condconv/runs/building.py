@@ -18,7 +18,7 @@ from condconv.errors import ArgumentError, argument_error
 from condconv.layers import RouterFactory
 from condconv.models import create_model, initialise_experts, load_weights, static_twin
 from condconv.models.specs import SPECS
-from condconv.routers import PooledNorm, Router, SigmoidGate, SoftmaxGate
+from condconv.routers import Router, SigmoidGate, SoftmaxGate
 from condconv.runs.config import TrainConfig
 from condconv.runs.folder import RunFolder
 from condconv.site import ConvSite
@@ -27,7 +27,7 @@ from condconv.variants import Share, variants
 
 CONDITIONAL, STATIC, WIDENED = "conditional", "static", "widened"
 _GATES = {"sigmoid": SigmoidGate, "softmax": SoftmaxGate}
-_OF_A_CONVERSION = ("targets", "share", "gate", "router_norm")
+_OF_A_CONVERSION = ("targets", "share", "gate")
 
 
 class NetworkBuilder:
@@ -71,11 +71,6 @@ class NetworkBuilder:
         _scale(model, self.config)
         return model
 
-    def conditional_description(self) -> str:
-        """Variant and numbers of experts, in words."""
-        experts = sorted({layer.num_experts for _, layer in conditional_layers(self.conditional())})
-        return f"{self.variant}, {'/'.join(map(str, experts))} experts"
-
     def _conditional_arguments(self) -> dict[str, Any]:
         if self.spec is None:
             return self.arguments
@@ -97,19 +92,16 @@ class NetworkBuilder:
         return "block" if share == "block" else "network" if share == "network" else None
 
     def _router(self) -> RouterFactory | None:
-        design, gate, norm = variants[self.variant].design, self.config.gate, self.config.router_norm
-        if gate is None and not norm:
+        design, gate = variants[self.variant].design, self.config.gate
+        if gate is None:
             return None
 
-        def changed(site: ConvSite, slices: Slices) -> Router:
+        def with_gate(site: ConvSite, slices: Slices) -> Router:
             router = design.make_router(site, slices, {})
-            if gate is not None:
-                router.gate = _GATES[gate]()
-            if norm:
-                router.norm = PooledNorm(site.in_channels)
+            router.gate = _GATES[gate]()
             return router
 
-        return changed
+        return with_gate
 
     def _static_weights(self) -> Path:
         """The file of --upcycle-from, which must be of the same classes."""
@@ -128,7 +120,7 @@ class NetworkBuilder:
 
 def _refuse_conversion(config: TrainConfig) -> None:
     for name in _OF_A_CONVERSION:
-        if getattr(config, name) not in (None, False):
+        if getattr(config, name) is not None:
             rule = f"is for conversions, and {config.model} is a row of the zoo, which says it itself"
             remedy = f"leave it out, or convert --model {SPECS[config.model].backbone}"
             raise argument_error("train", name, getattr(config, name), rule, remedy)

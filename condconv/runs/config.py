@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from condconv.devices import DEVICES
 from condconv.errors import argument_error
@@ -47,7 +48,7 @@ class TrainConfig:
 
     # Data.
     data: str = setting(MISSING, "fashion-mnist, digits, a folder (train/ and val/, tar shards, IDX) or URL of shards")
-    task: str | None = setting(None, "classify or restore (default: what the data says)")
+    task: str | None = setting(None, "classify, detect or restore (default: what the data says, else classify)")
     input_size: int | None = setting(
         None, "side of the square that the network gets, pixels (default: the set's)", COUNT
     )
@@ -86,7 +87,6 @@ class TrainConfig:
         None, "who shares a router: block, network, a number of blocks, or none (default: the variant's)"
     )
     gate: str | None = setting(None, f"{' or '.join(GATES)} (default: the variant's)", GATES)
-    router_norm: bool = setting(False, "normalise what routers see: pooled features to mean 0 and variance 1")
     router_init_scale: float = setting(1.0, "factor on the routers' last weights at the start", NOT_NEGATIVE)
     expert_init_scale: float = setting(1.0, "factor on the experts' kernels at the start", POSITIVE)
     upcycle_from: str | None = setting(
@@ -186,3 +186,11 @@ def _check_share(share: str | None) -> None:
         return
     remedy = "pass none, block, network or a number of blocks"
     raise argument_error("train", "share", share, "is no way to share routers", remedy)
+
+
+def without_retired(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out settings of earlier versions, which say nothing where they are off."""
+    return {name: value for name, value in settings.items() if name not in _RETIRED or value}
+
+
+_RETIRED = ("router_norm",)

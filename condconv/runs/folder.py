@@ -14,7 +14,7 @@ import yaml
 from condconv.errors import ArgumentError, CheckpointError
 from condconv.files import Lock, flush_folder, is_temporary, remove_temporaries, temporary_folder, write_text
 from condconv.reading import parse_yaml, read_text
-from condconv.runs.config import TrainConfig
+from condconv.runs.config import TrainConfig, without_retired
 from condconv.runs.metrics import EpochRow
 
 LOCK = ".lock"
@@ -110,7 +110,7 @@ class RunFolder:
     def read_config(self) -> TrainConfig:
         """The settings the run was started with. `CheckpointError` where they cannot be read."""
         try:
-            return TrainConfig(**parse_yaml(read_text(self.config)))
+            return TrainConfig(**without_retired(parse_yaml(read_text(self.config))))
         except (OSError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{self.config}: not the settings of a run of this version ({error})") from error
 
@@ -121,6 +121,11 @@ class RunFolder:
         writer.writeheader()
         writer.writerows(rows)
         write_text(self.path / name, buffer.getvalue())
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether it is a folder of `condconv train`."""
+    return RunFolder(Path(path).expanduser()).config.is_file()
 
 
 def find_run(run: str, out: str) -> Path:

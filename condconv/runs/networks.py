@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from condconv.conversion.apply import conditional_layers
 from condconv.counting import count
 from condconv.data import Source
 from condconv.errors import ArgumentError, argument_error
@@ -55,17 +56,41 @@ def plan_networks(task: Task, source: Source) -> list[NetworkSpec]:
         raise ArgumentError(f"--variant: {unknown_name_message('variant', config.variant, names)}")
     planner = _Planner(task, source)
     builder = planner.builder
-    static = planner.spec(STATIC, builder.static, "the network with ordinary, static convolutions", NO_VARIANT)
-    _require_pixels(config, source, builder.static())
+    network = builder.static()
+    _require_pixels(config, source, network)
+    base = planner.cost(network)
+    description = "the network with ordinary, static convolutions"
+    static = NetworkSpec(STATIC, builder.static, base, 1.0, description, NO_VARIANT)
     if config.variant == NO_VARIANT:
         return [static]
-    conditional = planner.spec(CONDITIONAL, builder.conditional, builder.conditional_description(), builder.variant)
+    network = builder.conditional()
+    cost, description = planner.cost(network), f"{builder.variant}, {_experts(network)} experts"
+    ratio = cost.macs / base.macs
+    conditional = NetworkSpec(CONDITIONAL, builder.conditional, cost, ratio, description, builder.variant)
     if not config.twin:
         return [conditional]
     width = planner.matching_width(conditional.cost.macs)
     afresh = "" if config.upcycle_from is None else ", from fresh weights"
     description = f"static, {width:.4g} times as wide{afresh}"
-    return [conditional, static, planner.spec(WIDENED, lambda: builder.static(width), description, NO_VARIANT)]
+    cost = planner.cost(builder.static(width))
+    ratio = cost.macs / base.macs
+    widened = NetworkSpec(WIDENED, lambda: builder.static(width), cost, ratio, description, NO_VARIANT)
+    return [conditional, static, widened]
+
+
+def _experts(network: nn.Module) -> str:
+    """The numbers of experts of its layers: "8", or "4/8" where they differ."""
+    return "/".join(map(str, sorted({layer.num_experts for _, layer in conditional_layers(network)})))
+
+
+def build_network(task: Task, source: Source, name: str) -> nn.Module:
+    """One network of a run as `plan_networks` would build it."""
+    planner = _Planner(task, source)
+    if name == CONDITIONAL:
+        return planner.builder.conditional()
+    if name == STATIC:
+        return planner.builder.static()
+    return planner.builder.static(planner.matching_width(planner.cost(planner.builder.conditional()).macs))
 
 
 def _require_pixels(config: TrainConfig, source: Source, network: nn.Module) -> None:
@@ -88,7 +113,7 @@ def overhead_advice(task: Task, source: Source, specs: Sequence[NetworkSpec]) ->
     begin = f"notice: the conditional network has {spec.ratio - 1:.1%} more multiply-adds than its static twin; "
     try:
         planner = _Planner(task_of(replace(task.config, max_overhead=ADVISED_OVERHEAD)), source)
-        ratio = planner.cost(planner.builder.conditional).macs / planner.cost(planner.builder.static).macs
+        ratio = planner.cost(planner.builder.conditional()).macs * spec.ratio / spec.cost.macs
     except ArgumentError as error:
         yield f"{begin}--max-overhead {ADVISED_OVERHEAD:g} would not help ({str(error).rpartition(': ')[2]})"
         return
@@ -103,7 +128,7 @@ def matching_width(task: Task, source: Source) -> float:
     Raises `ArgumentError` where there is none.
     """
     planner = _Planner(task, source)
-    return task.config.width * planner.matching_width(planner.cost(planner.builder.conditional).macs)
+    return task.config.width * planner.matching_width(planner.cost(planner.builder.conditional()).macs)
 
 
 class _Planner:
@@ -113,16 +138,12 @@ class _Planner:
         self.builder = NetworkBuilder(task, source)
         self.input_size = (source.channels, *source.image_size)
 
-    def cost(self, build: Callable[[], nn.Module]) -> Cost:
-        counted = count(build(), self.input_size)
+    def cost(self, network: nn.Module) -> Cost:
+        counted = count(network, self.input_size)
         return Cost(counted.macs, counted.params)
 
-    def spec(self, name: str, build: Callable[[], nn.Module], description: str, variant: str) -> NetworkSpec:
-        cost = self.cost(build)
-        return NetworkSpec(name, build, cost, cost.macs / self.cost(self.builder.static).macs, description, variant)
-
     def matching_width(self, macs: int) -> float:
-        return find_width(lambda widening: self.cost(lambda: self.builder.static(widening)).macs, macs)
+        return find_width(lambda widening: self.cost(self.builder.static(widening)).macs, macs)
 
 
 def find_width(macs_at: Callable[[float], int], target: int) -> float:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+import shutil
 import statistics
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import safetensors.torch
@@ -121,12 +125,16 @@ def write_summary(
 
 def next_commands(folder: RunFolder, task: Task) -> str:
     """Three things to do with a finished run."""
-    commands = (
-        (f"condconv eval {folder.path}", task.evaluates),
-        (f"condconv train{task.flag} --data FOLDER --twin", "the same with your own images"),
-        ("condconv convert resnet18 --max-overhead 0.05", "where mixing is cheap in another network"),
-    )
-    return "\n".join(["next:", *(f"  {command}    # {why}" for command, why in commands)])
+    beside = Path(sys.executable).with_name("condconv")
+    # `make demo` does not put its environment on the path.
+    program = "condconv" if shutil.which("condconv") or not beside.exists() else os.path.relpath(beside)
+    commands = {
+        f"{program} eval {folder.path}": task.evaluates,
+        f"{program} train{task.flag} --data FOLDER --twin": "the same with your own images",
+        f"{program} convert resnet18 --max-overhead 0.05": "where mixing is cheap in another network",
+    }
+    width = max(map(len, commands))
+    return "\n".join(["next:", *(f"  {command:<{width}}  # {why}" for command, why in commands.items())])
 
 
 def results_table(results: Sequence[NetworkResult], score: Score) -> str:

@@ -139,12 +139,13 @@ class Study:
             done = [seed for seed in seeds if (arm, seed) in finished]
             yield arm, done, [seed for seed in seeds if seed not in done]
 
-    def command(self, arm: str, seeds: Sequence[int]) -> str:
-        """The command that runs an arm with some seeds."""
+    def command(self, arms: Sequence[str], seeds: Sequence[int]) -> str:
+        """The command that runs some arms, all where none is given, with some seeds."""
         from condconv.data import sources  # slow to import, and only commands need it
 
         data = "" if self.data in sources else f"--data {self.data} "
-        return f"condconv sweep {self.path} {data}--arms {arm} --seeds {' '.join(map(str, seeds))}"
+        chosen = f"--arms {' '.join(arms)} " if arms else ""
+        return f"condconv sweep {self.path} {data}{chosen}--seeds {' '.join(map(str, seeds))}"
 
 
 def read_study(path: Path) -> Study:

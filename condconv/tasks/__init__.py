@@ -1,12 +1,14 @@
 """Tasks: what a network is trained for. One folder for each, found by being there; CONTRIBUTING.md says how to add one.
 
-A folder's `__init__.py` says its `SCORE` and is light; its `task.py` has the `Task`.
+A folder's `__init__.py` says its `SCORE`, and may say which data are plainly for it; it is light. Its `task.py` has the
+`Task`.
 """
 
 from __future__ import annotations
 
 import pkgutil
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from condconv.registry import unknown_name_message
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 DEFAULT = "classify"
 
-__all__ = ["DEFAULT", "Score", "score_of", "task_of", "tasks"]
+__all__ = ["DEFAULT", "Score", "score_of", "task_named_by", "task_of", "tasks"]
 
 
 def tasks() -> list[str]:
@@ -44,6 +46,15 @@ def task_of(config: TrainConfig) -> Task:
     """
     task: Task = import_module(f"{__name__}.{_known(config.task)}.task").TASK(config)
     return task
+
+
+def task_named_by(data: str) -> str | None:
+    """The task that a folder is plainly for, by the `recognises` of its `__init__.py`; None where nothing says so."""
+    for name in tasks():
+        recognises = getattr(import_module(f"{__name__}.{name}"), "recognises", None)
+        if recognises is not None and recognises(Path(data).expanduser()):
+            return name
+    return None
 
 
 def _known(name: str | None) -> str:

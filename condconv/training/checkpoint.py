@@ -19,7 +19,7 @@ from torch import Tensor
 from condconv.errors import CheckpointError
 from condconv.files import write_bytes
 from condconv.reading import open_regular
-from condconv.runs.config import TrainConfig
+from condconv.runs.config import TrainConfig, without_retired
 from condconv.signals import Interrupted, StopRequest, agree
 
 FORMAT = 1
@@ -78,7 +78,7 @@ def require_same_run(
     A setting that there was not when the checkpoint was written is as it was then: its default.
     """
     defaults = {field.name: field.default for field in fields(TrainConfig) if field.name in identity}
-    saved = {**defaults, **checkpoint["condconv"]["identity"]}
+    saved = {**defaults, **without_retired(checkpoint["condconv"]["identity"])}
     differing = [
         f"{key} {saved.get(key)!r} there, {identity.get(key)!r} here"
         for key in sorted(saved.keys() | identity.keys())

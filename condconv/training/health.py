@@ -7,9 +7,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from condconv.analysis.measures import DEAD_SHARE
-from condconv.analysis.totals import HIGH
-from condconv.evaluation.routing import RouterHealth, off_below, routed_together
+from condconv.analysis.totals import DEAD_SHARE, HIGH, off_below
+from condconv.evaluation.routing import RouterHealth, routed_together
 from condconv.routing_hooks import layer_of
 from condconv.runs.metrics import EpochRow
 from condconv.training.callbacks import EpochRows

@@ -124,9 +124,8 @@ class FusionBank(ScaledBank):
     def draw(self, weight: Callable[[Tensor], object], bias: Callable[[Tensor], object] | None = None) -> None:
         """Fill W₀, P and Q, and the bias."""
         super().draw(weight, bias)
-        if hasattr(self, "expand"):
-            weight(self.expand)
-            weight(self.reduce)
+        weight(self.expand)
+        weight(self.reduce)
 
     @torch.no_grad()
     def multiply(self, factor: float) -> None:

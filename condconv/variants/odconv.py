@@ -58,8 +58,7 @@ class OmniGate(AnnealedGate):
 
     def forward(self, logits: Tensor) -> Tensor:
         """Return the coefficients (B, D) of logits (B, D)."""
-        if self.training and not torch.compiler.is_compiling() and torch.is_grad_enabled():
-            self.watch.notice(self)
+        self.notice()
         z = logits / self.temperature.to(logits.dtype)
         if not self.mixing:
             return torch.sigmoid(z)

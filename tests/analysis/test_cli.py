@@ -173,7 +173,7 @@ def test_a_run_without_a_conditional_network_or_with_damaged_files(
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.yaml").write_text((runs / "small-1" / "config.yaml").read_text())
-    assert "no conditional.safetensors in it" in fails(capsys, str(run), "--out", str(tmp_path / "r"))
+    assert "no trained weights in it" in fails(capsys, str(run), "--out", str(tmp_path / "r"))
     weights = (runs / "small-1" / "conditional.safetensors").read_bytes()
     (run / "conditional.safetensors").write_bytes(weights[: len(weights) // 2])
     assert "truncated or damaged" in fails(capsys, str(run), "--out", str(tmp_path / "r"))

@@ -97,7 +97,7 @@ def test_a_name_and_a_run_are_models_too(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["train", *run, "--out", str(tmp_path)]) == 0
     capsys.readouterr()
     assert main(["benchmark", str(tmp_path / "small-1"), "--modes", "eager", "--device", "cpu"]) == 0
-    assert capsys.readouterr().out.startswith("small-1, conditional, inference, images of 1x8x8")
+    assert capsys.readouterr().out.startswith("small-1, inference, images of 1x8x8")
     assert main(["benchmark", str(tmp_path / "small-1"), "--network", "conditionl"]) == 2
 
 

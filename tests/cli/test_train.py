@@ -226,7 +226,7 @@ def test_twins_are_trained_beside_and_runs_never_overwritten(tmp_path: Path) -> 
     assert [line.split("|")[1].strip() for line in under] == ["plain", "inverted"]
     assert "What routing did: on 20 validation images" in done.stdout and f"{run}/report/" in done.stdout
     following = done.stdout[done.stdout.index("next:") :].splitlines()[1:4]
-    assert len(following) == 3 and all(line.startswith("  condconv ") for line in following)
+    assert len(following) == 3 and all(line.split()[0].endswith("condconv") for line in following)
     assert f"condconv eval {run} " in following[0]
     assert "notice: the conditional network has" in done.stdout and "--max-overhead 0.05" in done.stdout
     assert [path.name for path in (tmp_path / "small-1").iterdir()] == ["mine.txt"]

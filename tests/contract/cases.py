@@ -71,8 +71,10 @@ def refusal(layer: ConditionalLayer, x: Tensor, strategy: str) -> str | None:
 
 
 def serving(layer: ConditionalLayer, x: Tensor) -> list[str]:
-    """The strategies that can serve a layer."""
-    return [strategy for strategy in STRATEGIES if refusal(layer, x, strategy) is None]
+    """The strategies that can serve a layer: the reference, and at least one other, or nothing would be compared."""
+    found = [strategy for strategy in STRATEGIES if refusal(layer, x, strategy) is None]
+    assert "reference" in found and len(found) > 1, found
+    return found
 
 
 @st.composite

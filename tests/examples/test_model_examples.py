@@ -34,7 +34,7 @@ def test_condconv_in_your_network(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_condconv_in_your_network_takes_ten_lines() -> None:
     text = (EXAMPLES / "condconv_in_your_network.py").read_text()
-    body = text[text.index("    network = YourNetwork()") : text.index("    with condconv.record_routing")]
+    body = text[text.index("    network: nn.Module = YourNetwork()") : text.index("    with condconv.record_routing")]
     assert len([line for line in body.splitlines() if line.strip()]) <= 10
 
 

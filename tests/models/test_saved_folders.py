@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import condconv
+from condconv import from_pretrained
 from condconv.errors import CheckpointError
-from condconv.models import create_model, from_pretrained, load_weights, save_pretrained, upcycle
+from condconv.models import create_model, load_weights, save_pretrained, upcycle
 from condconv.routers import PooledLinear
 
 SMALL = {"num_classes": 10, "in_chans": 1, "output_stride": 4}
@@ -115,13 +116,15 @@ def edit(folder: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"format_version": 2, "condconv_version": "9.0"}, "format_version=2 is newer .*written by 9.0: upgrade"),
+        ({"format_version": 3, "condconv_version": "9.0"}, "format_version=3 is newer .*written by 9.0: upgrade"),
         ({"format_version": "1"}, "format_version='1' must be a whole number"),
         ({"format": "other"}, "not a configuration of this package"),
         ({"name": 3}, "'name' must be a text"),
         ({"name": "condconv_mobilenetv1_25"}, "did you mean .*condconv_mobilenetv1_025"),
         ({"arguments": {"num_classes": -1}}, "num_classes=-1"),
         ({"conversion": {"variant": "condconv"}}, "describes no network that can be built"),
+        ({"name": None}, "'name' must be a text"),
+        ({"images": {"mean": [0.5]}}, "images: expected input_size, mean, std, label_names, native; got mean"),
     ],
 )
 def test_config_that_is_refused(folder: Path, changes: dict, words: str) -> None:
@@ -224,9 +227,13 @@ def test_networks_that_no_configuration_describes_are_refused(tmp_path: Path) ->
     model.extra = nn.Linear(2, 2)
     with pytest.raises(CheckpointError, match="no longer what create_model.*extra.bias"):
         save_pretrained(model, tmp_path / "a")
-    wide = converted(router=lambda site, slices: PooledLinear(site.in_channels, slices.size, hidden_channels=4))
-    with pytest.raises(CheckpointError, match="router of .* is not the default one"):
-        save_pretrained(wide, tmp_path / "a")
+
+    class Mine(PooledLinear):
+        pass
+
+    with pytest.raises(CheckpointError, match="router of .* is Mine, which a configuration cannot describe"):
+        mine = converted(router=lambda site, slices: Mine(site.in_channels, slices.size))
+        save_pretrained(mine, tmp_path / "a")
     with pytest.raises(CheckpointError, match="cannot be written as JSON"):
         save_pretrained(small(norm_layer=nn.BatchNorm2d), tmp_path / "a")
     assert not (tmp_path / "a").exists()

@@ -7,12 +7,13 @@ from statistics import fmean
 import pytest
 
 from condconv.cli.main import main
+from condconv.cli.recipes import NOT_RUN
 from condconv.errors import ArgumentError, UnknownNameError
 from condconv.models.specs import SPECS
 from condconv.models.ssd import DETECTORS
 from condconv.recipes import list_recipes, load_recipe
 from condconv.runs.config import TrainConfig
-from condconv.studies.study import columns_of, read_rows, read_study
+from condconv.studies.study import read_study
 from condconv.training.optimization import learning_rate_factor, peak_learning_rate
 
 
@@ -66,14 +67,18 @@ SMALL = {
 @pytest.mark.parametrize("name", sorted(SMALL))
 def test_a_small_recipe_is_an_arm_of_a_study_with_its_outcome(name: str) -> None:
     study, arm = read_study(STUDIES / f"{SMALL[name][0]}.yaml"), SMALL[name][1]
-    rows = [row for row in read_rows(study.results, columns_of(study.score)) if row["arm"] == arm]
+    finished = study.finished()
+    accuracies = {seed: float(row["top1_pct"]) for (name, seed), row in finished.items() if name == arm}
+    gains = [top1 - float(finished["static", seed]["top1_pct"]) for seed, top1 in accuracies.items()]
     arms = TrainConfig(**{"data": "somewhere", "workers": 0, **study.common, **study.arms[arm]})
     assert replace(settings(name), data="somewhere", workers=0) == arms
-    if not rows:
-        assert load_recipe(name).outcome == "not run here"
+    if not accuracies:
+        assert load_recipe(name).outcome == NOT_RUN
         return
-    mean = fmean(float(row["top1_pct"]) for row in rows)
-    assert load_recipe(name).outcome.startswith(f"{mean:.1f} % top-1, mean of {len(rows)} seeds")
+    seeds = "one seed" if len(accuracies) == 1 else f"mean of {len(accuracies)} seeds"
+    assert load_recipe(name).outcome == (
+        f"{fmean(accuracies.values()):.1f} % top-1, {seeds} ({fmean(gains):+.1f} beside its static twin)"
+    )
 
 
 @pytest.fixture
@@ -121,6 +126,13 @@ def test_a_wrong_file_is_refused_with_a_hint(folder: Path, text: str, message: s
 def test_an_unknown_recipe_lists_the_closest() -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'imagenet_condconv_resnet50'"):
         load_recipe("imagenet_condconv_resnet_50")
+
+
+def test_those_that_were_run_come_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
+    run = [name for name in list_recipes() if not load_recipe(name).outcome.startswith(NOT_RUN)]
+    assert names[: len(run)] == run and set(names[len(run) :]) == set(list_recipes()) - set(run)
 
 
 def test_the_verb_lists_them(capsys: pytest.CaptureFixture[str]) -> None:

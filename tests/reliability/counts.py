@@ -12,7 +12,8 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 CSV = Path(__file__).with_name("counts.csv")
-PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- counts: begin -->", "<!-- counts: end -->"
 KINDS = {
     "kills": "kills, each at another file operation of a command",
@@ -27,12 +28,13 @@ KINDS = {
 def note(kind: str, name: str, count: int, bad: int) -> None:
     """Say what was done, and write it down where RELIABILITY_COUNTS names a table, in place of a former row."""
     print(f"{count} {kind} of {name}, {bad} bad")
-    path = os.environ.get("RELIABILITY_COUNTS")
-    if path is None:
+    given = os.environ.get("RELIABILITY_COUNTS")
+    if given is None:
         return
-    rows = {(row["kind"], row["name"]): row for row in read(Path(path))}
+    path = ROOT / given  # tests run in folders of their own
+    rows = {(row["kind"], row["name"]): row for row in read(path)}
     rows[kind, name] = {"kind": kind, "name": name, "count": str(count), "bad": str(bad)}
-    with open(path, "w", newline="") as file:
+    with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, ("kind", "name", "count", "bad"), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows[key] for key in sorted(rows))

@@ -84,7 +84,7 @@ CALLS: list[tuple[str, Callable[..., Any], dict[str, Any]]] = [
     ("create_model", condconv.create_model, {"name": "mobilenetv1_025", "width_multiplier": 0.25}),
     ("static_twin", condconv.static_twin, {"name": "condconv_mobilenetv1_025", "width_multiplier": 0.25}),
     ("list_models", condconv.list_models, {}),
-    ("from_pretrained", condconv.from_pretrained, {"folder": "nowhere/at/all"}),
+    ("from_pretrained", condconv.from_pretrained, {"name": "nowhere/at/all"}),
     ("save_pretrained", _with_network(condconv.save_pretrained), {"folder": "/proc/nowhere"}),
     ("optimize_for_inference", _with_network(condconv.optimize_for_inference), {}),
 ]

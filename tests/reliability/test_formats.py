@@ -146,7 +146,9 @@ FORMATS = {
     "tensor bundle": Format(_bundle, lambda path: read_tensors(path.parent / "model")),
     "run config": Format(_run, lambda path: RunFolder(path.parent).read_config()),
     "study": Format(lambda folder: write_study(folder), read_study),
-    "study table": Format(_write("t.csv", b"study,arm,seed\na,b,1\n"), read_rows),
+    "study table": Format(
+        _write("t.csv", b"study,arm,seed\na,b,1\n"), lambda path: read_rows(path, ("study", "arm", "seed"))
+    ),
     "recipe": Format(_write("r.yaml", b"source: x\nepochs: 3\nlr: 0.1\ndata: digits\n"), read_recipe),
 }  # fmt: skip
 SLOW = {"config.json"}

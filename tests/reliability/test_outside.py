@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+import os
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from condconv import from_pretrained
+from condconv.cli.main import main
 from condconv.data import open_source
 from condconv.data.decoding import decode_image
 from condconv.data.idx import read_idx
 from condconv.data.inputs import open_inputs
-from condconv.errors import ArgumentError, DataError
+from condconv.errors import ArgumentError, CheckpointError, DataError
 from condconv.limits import LIMITS, limit
+from condconv.models import create_model, save_pretrained
 from condconv.reading import parse_yaml, read_file
 from condconv.tables import cells, visible
-from tests.data.writers import jpeg, shard_samples, write_folder_set, write_tar
+from tests.data.writers import jpeg, shard_samples, write_folder_set, write_idx_set, write_tar
+from tests.runs.writing import write_run
 
 
 def test_formulas_are_text_and_numbers_numbers() -> None:
@@ -51,8 +59,6 @@ def test_aliases_are_counted_before_they_are_written_out() -> None:
 
 
 def test_pipes_and_devices_are_no_files(tmp_path: Path) -> None:
-    import os
-
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "zero.jpg").symlink_to("/dev/zero")
     for name in ("pipe.jpg", "zero.jpg"):
@@ -77,10 +83,46 @@ def test_too_many_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
         decode_image(jpeg(0), "x", 3)
 
 
-def test_a_packed_file_is_unpacked_no_further_than_its_header_says(tmp_path: Path) -> None:
-    import gzip
-    import struct
+def test_the_limit_of_pillow_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    for pillows in (1, 150):  # an error, and a warning
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pillows)
+        assert decode_image(jpeg(0), "x", 3).shape == (3, 16, 16)
 
+
+def test_a_pipe_among_the_images_of_a_class(tmp_path: Path) -> None:
+    write_folder_set(tmp_path, classes=("cat", "dog"))
+    first = next(path for path in sorted((tmp_path / "train" / "cat").iterdir()))
+    first.unlink()
+    os.mkfifo(first)
+    with pytest.raises(DataError, match="not a regular file"):
+        open_source(str(tmp_path)).train.load(0)
+
+
+def test_a_validation_half_without_images(tmp_path: Path) -> None:
+    write_idx_set(tmp_path, val=0)
+    with pytest.raises(DataError, match="t10k-images-idx3-ubyte.gz: no images in it"):
+        open_source(str(tmp_path))
+
+
+def test_a_saved_network_that_asks_for_a_download(tmp_path: Path) -> None:
+    network = create_model("mobilenetv1_025", num_classes=2, width_multiplier=0.25)
+    config = json.loads((save_pretrained(network, tmp_path) / "config.json").read_text())
+    config["arguments"]["pretrained"] = True
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="its arguments ask for a download"):
+        from_pretrained(tmp_path)
+
+
+def test_predictions_hold_no_formula(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folder_set(tmp_path / "pets")
+    write_run(tmp_path, str(tmp_path / "pets"), name="run")
+    monkeypatch.chdir(tmp_path)
+    Path("=1+1.png").write_bytes(jpeg(0))
+    assert main(["predict", "run-1", "=1+1.png", "--out", "p.csv", "--workers", "0", "--device", "cpu"]) == 0
+    assert Path("p.csv").read_text().splitlines()[1].startswith("'=1+1.png,")
+
+
+def test_a_packed_file_is_unpacked_no_further_than_its_header_says(tmp_path: Path) -> None:
     head = struct.pack(">4I", 0x803, 2, 3, 3)
     (tmp_path / "x").write_bytes(gzip.compress(head + bytes(2**24)))
     with pytest.raises(DataError, match="too long; .* promises 18 bytes of data, found more"):

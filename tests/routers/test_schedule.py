@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -55,13 +56,19 @@ def test_it_resumes() -> None:
 
 
 def test_a_step_of_any_thread_counts() -> None:
-    net = model().eval()
-    schedule, x = condconv.TemperatureSchedule(net, steps=29), torch.randn(2, 3, 4, 4)
-    before = net(x)
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda _: schedule.step(), range(28)))
-    assert temperatures(net) == pytest.approx([2, 2])
-    assert not torch.equal(net(x), before)
+    net, x = model().eval(), torch.randn(2, 3, 4, 4)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # Threads meet in the middle of a step.
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            for _ in range(50):
+                schedule = condconv.RoutingSchedule(net, steps=29)
+                before = net(x)
+                list(pool.map(lambda _, schedule=schedule: schedule.step(), range(28)))
+                assert temperatures(net) == pytest.approx([2, 2])
+                assert not torch.equal(net(x), before)
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_bad_arguments_are_named() -> None:

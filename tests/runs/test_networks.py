@@ -161,19 +161,13 @@ def test_images_smaller_than_the_total_stride_are_refused_before_the_first_step(
             plan_networks(task_of(config), source)
 
 
-@pytest.mark.parametrize("norm", [False, True])
-def test_routers_are_normalised_where_asked_and_twins_widen_layer_by_layer(norm: bool) -> None:
+def test_twins_widen_layer_by_layer() -> None:
     source = open_source("digits").limited(20, 20)
-    config = TrainConfig(
-        data="digits", model="cifar_resnet8", targets="layer", share="none", twin=True, router_norm=norm, num_experts=2
-    )
+    config = TrainConfig(data="digits", model="cifar_resnet8", targets="layer", share="none", twin=True, num_experts=2)
     conditional, static, widened = plan_networks(task_of(config), source)
     routers = [module for module in conditional.build().modules() if isinstance(module, Router)]
-    assert len(routers) == 6 and all((router.norm is not None) == norm for router in routers)
+    assert len(routers) == 6
     assert abs(widened.cost.macs / conditional.cost.macs - 1) <= 0.02 < conditional.ratio - 1
-    zoo = TrainConfig(data="digits", model="condconv_mobilenetv1_025", router_norm=True)
-    with pytest.raises(ArgumentError, match="router_norm=True is for conversions"):
-        plan_networks(task_of(zoo), source)
 
 
 def test_what_a_limit_of_the_overhead_would_change_is_said_above_8_percent() -> None:

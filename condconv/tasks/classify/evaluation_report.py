@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -13,7 +12,7 @@ from condconv.data import Source
 from condconv.evaluation.evaluate import Evaluation
 from condconv.evaluation.figures import confusion_matrix
 from condconv.files import whole_folder
-from condconv.tables import cells, visible
+from condconv.tables import visible, write_csv
 from condconv.tasks.classify.evaluator import TOP, Classified
 
 _COLUMNS = 5
@@ -29,14 +28,14 @@ def write_evaluation(out: str | Path, title: str, source: Source, evaluation: Ev
     names, found = source.classes, evaluation.found
     with whole_folder(out) as folder:
         path = folder.path
-        _table(path / "classes.csv", ("class", "images", "right", "accuracy"), _class_rows(names, found))
+        write_csv(path / "classes.csv", ("class", "images", "right", "accuracy"), _class_rows(names, found))
         rows = zip(names, found.confusion.tolist(), strict=True)
-        _table(path / "confusion_matrix.csv", ("true \\ predicted", *names), ([name, *row] for name, row in rows))
+        write_csv(path / "confusion_matrix.csv", ("true \\ predicted", *names), ([name, *row] for name, row in rows))
         mistakes = [
             (source.val.where(m.place), names[m.true], names[m.predicted], f"{m.confidence:.6f}")
             for m in found.mistakes
         ]
-        _table(path / "mistakes.csv", ("image", "true", "predicted", "confidence"), mistakes)
+        write_csv(path / "mistakes.csv", ("image", "true", "predicted", "confidence"), mistakes)
         (path / "confusion_matrix.png").write_bytes(confusion_matrix({title: found.confusion}, names))
         if found.mistakes:
             (path / "mistakes.png").write_bytes(image_sheet(source, found))
@@ -84,10 +83,7 @@ def _summary(title: str, source: Source, evaluation: Evaluation[Classified]) -> 
     ]
     if found.mistakes:
         parts += ["The surest mistakes: [mistakes.csv](mistakes.csv).", "![mistakes](mistakes.png)"]
-    left_out = [*(f"{name}: cannot be decoded" for name in evaluation.damaged), *source.skipped]
-    if left_out:
-        parts += [f"Left out ({len(left_out)}):", "\n".join(f"* {problem}" for problem in left_out)]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, *evaluation.left_out(source)]) + "\n"
 
 
 def _class_rows(names: Sequence[str], found: Classified) -> list[tuple[str, int, int, str]]:
@@ -97,13 +93,6 @@ def _class_rows(names: Sequence[str], found: Classified) -> list[tuple[str, int,
         (name, images, right, f"{accuracy:.6f}" if images else "")
         for name, images, right, accuracy in zip(names, *(column.tolist() for column in columns), strict=True)
     ]
-
-
-def _table(path: Path, head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(cells(head))
-        writer.writerows(map(cells, rows))
 
 
 def _plain(name: str) -> str:

@@ -6,7 +6,6 @@ is the answer for one image. A line that was cut by a kill is computed again. Th
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import importlib.util
 import json
@@ -23,9 +22,10 @@ from condconv.errors import ArgumentError
 from condconv.evaluation.evaluate import evaluation_loader
 from condconv.evaluation.identity import weights_digest
 from condconv.files import Lock, whole_file
-from condconv.tables import cells
+from condconv.tables import write_csv
 from condconv.tasks.base import Request, Task
 from condconv.tasks.classify.evaluator import require_classes
+from condconv.tasks.outputs import kept_so_far
 
 FORMATS = (".csv", ".parquet")
 _ROWS_AT_ONCE = 10_000
@@ -72,7 +72,7 @@ def predict(task: Task, request: Request) -> list[str]:
     request.network.to(request.device).eval()
     top_k = min(request.top_k, len(source.classes))
     growing = _growing(out)
-    try:
+    with kept_so_far(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with Lock(out.with_name(f".{out.name}.lock"), f"--out {out}"):
             check_format(out)
@@ -88,11 +88,6 @@ def predict(task: Task, request: Request) -> list[str]:
             with whole_file(out) as temporary:
                 (_write_parquet if out.suffix.lower() == ".parquet" else _write_csv)(temporary, growing, source, top_k)
             growing.unlink()
-    except OSError as error:
-        raise ArgumentError(
-            f"--out {out}: cannot be written ({error.strerror or error}); make room or pass another name, then go on "
-            "with the same command"
-        ) from error
     return damaged
 
 
@@ -164,10 +159,7 @@ def _columns(top_k: int) -> list[str]:
 
 
 def _write_csv(path: Path, growing: Path, source: Source, top_k: int) -> None:
-    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(_columns(top_k))
-        writer.writerows(map(cells, _rows(growing, source, top_k)))
+    write_csv(path, _columns(top_k), _rows(growing, source, top_k))
 
 
 def _write_parquet(path: Path, growing: Path, source: Source, top_k: int) -> None:

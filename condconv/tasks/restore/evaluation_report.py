@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from condconv.data import Source
 from condconv.evaluation.evaluate import Evaluation
 from condconv.files import whole_folder
-from condconv.tables import cells, visible
+from condconv.tables import visible, write_csv
 from condconv.tasks.restore.drawing import before_after, quality_by_strength
 from condconv.tasks.restore.evaluator import Restored
 
@@ -25,7 +24,7 @@ def write_evaluation(out: str | Path, title: str, source: Source, evaluation: Ev
     found = evaluation.found
     with whole_folder(out) as folder:
         path = folder.path
-        _table(path / "strengths.csv", ("degradation", "images", *_COLUMNS), _group_rows(found))
+        write_csv(path / "strengths.csv", ("degradation", "images", *_COLUMNS), _group_rows(found))
         rows = (
             (
                 source.val.where(each.place), found.groups[each.group].split()[0], f"{each.strength:.3f}",
@@ -33,7 +32,7 @@ def write_evaluation(out: str | Path, title: str, source: Source, evaluation: Ev
             )
             for each in found.pictures
         )  # fmt: skip
-        _table(path / "images.csv", ("image", "degradation", "strength", *_COLUMNS), rows)
+        write_csv(path / "images.csv", ("image", "degradation", "strength", *_COLUMNS), rows)
         (path / "before_after.png").write_bytes(before_after({title: found}))
         (path / "psnr_by_strength.png").write_bytes(quality_by_strength({title: found}))
         text = visible(_summary(title, source, evaluation))
@@ -72,10 +71,7 @@ def _summary(title: str, source: Source, evaluation: Evaluation[Restored]) -> st
         "![PSNR by strength](psnr_by_strength.png)",
         "![before and after](before_after.png)",
     ]
-    left_out = [*(f"{name}: cannot be used" for name in evaluation.damaged), *source.skipped]
-    if left_out:
-        parts += [f"Left out ({len(left_out)}):", "\n".join(f"* {problem}" for problem in left_out)]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, *evaluation.left_out(source, "cannot be used")]) + "\n"
 
 
 def _group_rows(found: Restored) -> Iterator[tuple[str, ...]]:
@@ -83,10 +79,3 @@ def _group_rows(found: Restored) -> Iterator[tuple[str, ...]]:
         values = (found.mean(column, group) for column in _COLUMNS)
         count = found.of_group(group)
         yield name, str(count), *(f"{value:.4f}" if count else "" for value in values)
-
-
-def _table(path: Path, head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(cells(head))
-        writer.writerows(map(cells, rows))

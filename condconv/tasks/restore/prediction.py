@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections import Counter
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from condconv.errors import ArgumentError, DataError
 from condconv.evaluation.identity import weights_digest
 from condconv.files import Lock, write_bytes, write_text
 from condconv.tasks.base import Request
+from condconv.tasks.outputs import kept_so_far, output_names
 from condconv.tasks.restore.drawing import sheet
 
 ABOUT = "network.json"
@@ -45,7 +45,7 @@ def restore(request: Request) -> list[str]:
     out, images = request.out, request.source.val
     network = request.network.to(request.device).eval()
     damaged = []
-    try:
+    with kept_so_far(out):
         out.mkdir(parents=True, exist_ok=True)
         with Lock(out / ".lock", f"--out {out}"):
             _begin(out, network)
@@ -63,11 +63,6 @@ def restore(request: Request) -> list[str]:
                 write_bytes(out / name, _png(restored(network, picture, request.device)))
             request.progress(len(images), len(images))
             _write_sheet(out, images, damaged)
-    except OSError as error:
-        raise ArgumentError(
-            f"--out {out}: cannot be written ({error.strerror or error}); make room or pass another name, then go on "
-            "with the same command"
-        ) from error
     return damaged
 
 
@@ -76,17 +71,6 @@ def restored(network: nn.Module, picture: Tensor, device: torch.device) -> Tenso
     """One picture, uint8 (C, H, W) → uint8 of the same shape."""
     output: Tensor = network(picture[None].to(device, torch.float32) / 255)
     return (255 * output[0].float()).round().clamp(0, 255).byte().cpu()
-
-
-def output_names(images: ImageSet) -> list[str]:
-    """The stem of each picture's name with .png; numbered where several are called the same."""
-    stems = [Path(images.where(place).rpartition(", sample ")[2]).stem for place in range(len(images))]
-    seen: Counter[str] = Counter()
-    names = []
-    for stem in stems:
-        seen[stem] += 1
-        names.append(f"{stem}.png" if seen[stem] == 1 else f"{stem}-{seen[stem]}.png")
-    return names
 
 
 def _begin(out: Path, network: nn.Module) -> None:

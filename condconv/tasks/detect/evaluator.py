@@ -1,0 +1,86 @@
+"""What a detector finds on the validation images, image by image, and its average precision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from condconv.data import Source
+from condconv.data.sampling import PADDING
+from condconv.detection import Detections, detect
+from condconv.models.ssd import ssd_anchors
+from condconv.tasks.detect.average_precision import Precision, average_precision
+from condconv.tasks.detect.objects import Objects
+
+SCORE_THRESHOLD, CANDIDATES = 0.001, 1000
+"""Low and many, since average precision is about all detections; what is drawn is chosen later."""
+
+
+def found_in(output: Any, sizes: Tensor, image_size: tuple[int, int]) -> list[Detections]:
+    """A batch's detections in the pixels of the images as stored, on the CPU; sizes (B, 2) as H, W."""
+    anchors = ssd_anchors(image_size).to(output.box_offsets.device)
+    found = detect(
+        output, anchors, image_size, score_threshold=SCORE_THRESHOLD, max_candidates=CANDIDATES
+    )
+    return [
+        Detections(each.boxes.cpu() * _factor(size, image_size), each.scores.cpu(), each.labels.cpu())
+        for each, size in zip(found, sizes.tolist(), strict=True)
+    ]
+
+
+def as_stored(objects: Objects, size: Sequence[int], image_size: tuple[int, int]) -> Objects:
+    """Objects in the pixels of the image as stored, on the CPU."""
+    objects = Objects(*(part.cpu() for part in objects))
+    return objects._replace(boxes=objects.boxes * _factor(size, image_size))
+
+
+def _factor(size: Sequence[int], image_size: tuple[int, int]) -> Tensor:
+    height, width = (have / want for have, want in zip(size, image_size, strict=True))
+    return torch.tensor([width, height, width, height])
+
+
+@dataclass(frozen=True)
+class Detected:
+    """`places` of the images that count, their objects and detections in the same order, and the precision."""
+
+    classes: tuple[str, ...]
+    places: list[int]
+    truths: list[Objects]
+    detections: list[Detections]
+    precision: Precision
+
+    @property
+    def score(self) -> float:
+        """Mean average precision."""
+        return self.precision.summary["map"]
+
+
+class DetectionEvaluator:
+    """Collects objects and detections."""
+
+    def __init__(self, source: Source) -> None:
+        self.classes = source.classes
+        self.image_size = source.image_size
+        self.places: list[int] = []
+        self.truths: list[Objects] = []
+        self.detections: list[Detections] = []
+
+    def add(self, output: Any, batch: Sequence[Any]) -> None:
+        """Add what the network made of a batch."""
+        _, objects, places, decoded, sizes = batch
+        found = found_in(output, sizes, self.image_size)
+        for index, (place, whole) in enumerate(zip(places.tolist(), decoded.tolist(), strict=True)):
+            if place == PADDING or not whole:
+                continue
+            self.places.append(place)
+            self.truths.append(as_stored(objects[index], sizes[index].tolist(), self.image_size))
+            self.detections.append(found[index])
+
+    def found(self) -> Detected:
+        """See `Detected`."""
+        precision = average_precision(self.truths, self.detections, self.classes)
+        return Detected(self.classes, self.places, self.truths, self.detections, precision)

@@ -1,0 +1,48 @@
+"""Loss and average precision of an epoch, over the images of all processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.distributed
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from condconv.data import Source
+from condconv.tasks.base import Batch
+from condconv.tasks.detect.average_precision import average_precision
+from condconv.tasks.detect.evaluator import DetectionEvaluator
+
+
+class DetectionMeter(nn.Module):
+    """See the module's docstring; `loss` is that of the task."""
+
+    def __init__(self, source: Source, loss: Callable[[Any, Batch], Tensor]) -> None:
+        super().__init__()
+        self.source = source
+        self.loss_of = loss
+        self.loss = MeanMetric(nan_strategy="disable")
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self.loss.reset()
+        self.found = DetectionEvaluator(self.source)
+
+    def update(self, output: Any, batch: Batch) -> None:
+        """Add a batch. Blank images have no objects and teach that there are none, so that they don't disturb."""
+        self.loss.update(self.loss_of(output, batch), len(batch[0]))
+        self.found.add(output, batch)
+
+    def compute(self) -> dict[str, float]:
+        """The validation columns."""
+        mine = (self.found.truths, self.found.detections)
+        everyone: list[Any] = [mine]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            everyone = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(everyone, mine)
+        truths = [objects for theirs, _ in everyone for objects in theirs]
+        detections = [found for _, theirs in everyone for found in theirs]
+        precision = average_precision(truths, detections, self.source.classes)
+        return {"val_loss": float(self.loss.compute()), **precision.summary}
