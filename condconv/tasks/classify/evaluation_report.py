@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from condconv.data import Source
 from condconv.evaluation.evaluate import Evaluation
-from condconv.evaluation.figures import confusion_matrix
+from condconv.evaluation.figures import confusion_matrix, drawable
 from condconv.files import whole_folder
 from condconv.tables import cells, visible
 from condconv.tasks.classify.evaluator import TOP, Classified
@@ -107,6 +107,6 @@ def _table(path: Path, head: Sequence[str], rows: Iterable[Sequence[object]]) ->
 
 
 def _plain(name: str) -> str:
-    """A class name that matplotlib does not read as mathematics, and that fits above a picture."""
+    """A class name that can be drawn, and that fits above a picture."""
     short = name if len(name) <= 24 else f"{name[:23]}…"
-    return short.replace("$", r"\$")
+    return drawable(short)
