@@ -87,7 +87,8 @@ def depth_curves(analysis: Analysis) -> Drawn:
     for axes, (title, unit, limits, lines) in zip(panels.flat, curves, strict=True):
         for place, (label, values) in enumerate(lines.items()):
             style = {"color": COLOURS[place % len(COLOURS)], "marker": _MARKERS[place % len(_MARKERS)]}
-            axes.plot(range(len(names)), values, label=label, markersize=4, linewidth=1.3, **style)
+            width = 1.3 * (len(lines) - place)  # what is drawn first is wider: equal curves do not hide each other
+            axes.plot(range(len(names)), values, label=label, markersize=4, linewidth=width, **style)
         axes.set(title=title, ylabel=unit)
         if limits is not None:
             axes.set_ylim(limits)

@@ -25,7 +25,9 @@ def learning_curves(rows: Sequence[EpochRow], score: Score, loss_title: str) -> 
         loss_axes: ("train_loss", "val_loss", 1.0),
         score_axes: (score.train_column, score.column, score.factor),
     }
-    for colour, network in zip(_COLOURS, dict.fromkeys(str(row["network"]) for row in rows), strict=False):
+    networks = list(dict.fromkeys(str(row["network"]) for row in rows))
+    for place, (colour, network) in enumerate(zip(_COLOURS, networks, strict=False)):
+        width = 1.5 * (len(networks) - place)  # what is drawn first is wider: equal curves do not hide each other
         mine = [row for row in rows if row["network"] == network]
         epochs = [int(row["epoch"]) for row in mine]
         for axes, (train, val, scale) in columns.items():
@@ -34,7 +36,8 @@ def learning_curves(rows: Sequence[EpochRow], score: Score, loss_title: str) -> 
                     continue
                 values = [scale * float(row[column]) for row in mine]
                 label = f"{network}, {half}"
-                axes.plot(epochs, values, style, color=colour, label=label, marker="." if len(mine) < 30 else None)
+                axes.plot(epochs, values, style, color=colour, label=label, linewidth=width,
+                          marker="." if len(mine) < 30 else None)  # fmt: skip
     loss_axes.set(xlabel="epoch", ylabel=loss_title, title="Loss")
     score_axes.set(xlabel="epoch", ylabel=f"{score.title} / {score.unit}", title=score.heading)
     for axes in (loss_axes, score_axes):
