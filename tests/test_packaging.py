@@ -63,10 +63,11 @@ def test_every_source_of_the_operator_is_compiled_or_watched() -> None:
     assert listed == {path.name for path in (ROOT / "csrc").iterdir()}
 
 
-def test_build_runtime_and_message_name_the_same_oldest_torch() -> None:
+def test_build_runtime_makefile_and_message_name_the_same_oldest_torch() -> None:
     project = settings()
     (runtime,) = project["project"]["dependencies"]
     assert runtime in project["build-system"]["requires"]
+    assert f"'{runtime}'" in (ROOT / "Makefile").read_text(encoding="utf-8")
     oldest = runtime.removeprefix("torch>=")
     assert f"torch {oldest} or later" in (ROOT / "condconv" / "operators.py").read_text(encoding="utf-8")
     target = re.search(r"TORCH_TARGET_VERSION\", \"0x(..)(..)", (ROOT / "setup.py").read_text(encoding="utf-8"))
