@@ -75,7 +75,8 @@ class StepWatch:
         warnings.warn(
             f"training at {gate.called} {gate._known:g} and nothing steps it down: create "
             "schedule = condconv.RoutingSchedule(model, steps=10 * len(loader)) and call schedule.step() after each "
-            f"optimiser step, or call anneal({gate.end:g}) of the gates to train without annealing",
+            f"optimiser step, or create condconv.RoutingSchedule(model, steps=1, start={gate.end:g}) alone to train "
+            "without annealing",
             stacklevel=2,
         )
 
