@@ -2,6 +2,7 @@
 
 from condconv.detection.boxes import Detections, decode_boxes, detect, encode_boxes
 from condconv.detection.loss import MultiBoxLoss, MultiBoxLosses, match_anchors
+from condconv.detection.padding import route_over_images
 
 __all__ = [
     "Detections",
@@ -11,4 +12,5 @@ __all__ = [
     "detect",
     "encode_boxes",
     "match_anchors",
+    "route_over_images",
 ]

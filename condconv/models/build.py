@@ -26,6 +26,9 @@ from condconv.models.ssd import COCO_CLASSES, DETECTORS, SSD
 
 _ORIGIN = "condconv_origin"
 
+TORCHVISION = "torchvision/"
+"""What the names of torchvision's detectors begin with."""
+
 STATIC = (*BACKBONES, *DETECTORS, *RESTORERS)
 """Names of the static networks that are rows here."""
 
@@ -154,6 +157,13 @@ def build_static(name: str, given: Mapping[str, Any], pretrained: bool) -> nn.Mo
     if arguments["num_classes"] is None:
         arguments["num_classes"] = 1000
     return build_backbone(row, **arguments)
+
+
+def build_torchvision(name: str, given: Mapping[str, Any]) -> nn.Module:
+    """A detector of torchvision; see `condconv.detection.torchvision_detectors`."""
+    from condconv.detection import torchvision_detectors  # slow to import, and detection alone needs it
+
+    return torchvision_detectors.build(name, not_default(_without_experts(name, given)))
 
 
 def build_timm(name: str, given: Mapping[str, Any], pretrained: bool) -> nn.Module:

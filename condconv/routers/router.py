@@ -23,6 +23,7 @@ from condconv.func_transforms import transformed
 from condconv.operators import available
 from condconv.routers.gates import Gate, drop_experts
 from condconv.routers.normalisation import HiddenBatchNorm, hidden_norm
+from condconv.routers.valid_area import area_of, average
 
 
 class Router(nn.Module):
@@ -181,9 +182,9 @@ def _compute_dtype(weight: Tensor) -> torch.dtype:
 
 
 def _global_average(x: Tensor, weight: Tensor) -> Tensor:
-    """Mean of x (B, C, *space) over space, (B, C), accumulated in the dtype that goes with the weights."""
+    """Mean of x (B, C, *space) over its valid area, (B, C), accumulated in the dtype that goes with the weights."""
     dtype = _compute_dtype(weight)
-    return x.to(dtype) if x.dim() == 2 else x.flatten(2).mean(dim=2, dtype=dtype)
+    return x.to(dtype) if x.dim() == 2 else average(x, dtype)
 
 
 def linear(z: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -200,7 +201,7 @@ def _fuses(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
     """Whether one native operator can pool x and multiply: in f32 on a CPU, for inference."""
     if isinstance(x, torch.fx.Proxy) or torch.compiler.is_exporting():
         return False
-    if not (x.is_cpu and x.dim() == 4 and available()):
+    if not (x.is_cpu and x.dim() == 4 and available()) or area_of(x) is not None:
         return False
     if x.dtype != torch.float32 or weight.dtype != torch.float32 or torch.autograd.forward_ad._current_level >= 0:
         return False

@@ -15,6 +15,7 @@ from condconv.evaluation.evaluate import evaluation_loader
 from condconv.files import require_writable, whole_folder
 from condconv.tables import cells
 from condconv.tasks.base import Request, Task
+from condconv.tasks.detect.detectors import Detector
 from condconv.tasks.detect.drawing import with_boxes
 from condconv.tasks.detect.evaluator import found_in
 from condconv.tasks.outputs import output_names
@@ -30,7 +31,7 @@ def check_folder(out: Path) -> None:
 
 
 @torch.inference_mode()
-def detect_all(task: Task, request: Request) -> list[str]:
+def detect_all(task: Task, detector: Detector, request: Request) -> list[str]:
     """Detect on the validation images of a source and write the folder: whole, or not at all.
 
     Returns:
@@ -51,7 +52,8 @@ def detect_all(task: Task, request: Request) -> list[str]:
         view = task.view(source, train=False, skip_bad=request.skip_bad)
         for batch in evaluation_loader(view, task, request.batch_size, request.workers):
             images, _, places, decoded, sizes = batch
-            found = found_in(network(images.to(request.device)), sizes, source.image_size)
+            output = task.run(network, [images.to(request.device), *batch[1:]])
+            found = found_in(detector, output, sizes, source.image_size)
             for place, whole, detections in zip(places.tolist(), decoded.tolist(), found, strict=True):
                 where = source.val.where(place)
                 if not whole:

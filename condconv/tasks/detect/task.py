@@ -2,38 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from condconv.data import Source
-from condconv.detection import MultiBoxLoss
 from condconv.errors import argument_error
 from condconv.evaluation.evaluate import Evaluation
+from condconv.models.build import TORCHVISION
 from condconv.models.specs import SPECS
-from condconv.models.ssd import DETECTORS, ssd_anchors
+from condconv.models.ssd import DETECTORS
 from condconv.runs.config import TrainConfig
 from condconv.tasks.base import Batch, Request, Samples, Task
 from condconv.tasks.detect import SCORE
+from condconv.tasks.detect.detectors import Detector, SSDetector, TorchvisionDetector
 from condconv.tasks.detect.drawing import best_and_worst, precision_recall
 from condconv.tasks.detect.evaluation_report import headline, table_by_class, write_evaluation
 from condconv.tasks.detect.evaluator import Detected, DetectionEvaluator
 from condconv.tasks.detect.meter import DetectionMeter
+from condconv.tasks.detect.objects import Objects
 from condconv.tasks.detect.opening import open_objects
 from condconv.tasks.detect.prediction import check_folder, detect_all
 from condconv.tasks.detect.view import DetectionView, collate
 
+PRECISION = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large")
+
 
 class Detection(Task):
-    """Images (B, C, H, W) → `SSDOutput`; batches are made of `DetectionSample`."""
+    """Images (B, C, H, W) → what the kind of `Detector` makes of them; batches are made of `DetectionSample`."""
 
     name = "detect"
     score = SCORE
     training_columns = ("train_class_loss", "train_box_loss")
-    validation_columns = ("val_loss", "map", "map_50", "map_75", "map_small", "map_medium", "map_large")
-    loss_title = "MultiBox loss"
+    validation_columns = ("val_loss", *PRECISION)
+    loss_title = "loss of classes and boxes"
     unused = (
         "num_classes", "random_crop", "auto_augment", "conditions", "mixup", "label_smoothing", "dropout", "drop_path",
         "output_stride", "degradations",
@@ -45,12 +50,23 @@ class Detection(Task):
 
     def __init__(self, config: TrainConfig) -> None:
         super().__init__(config)
-        self.losses = MultiBoxLoss()
+        self.detector: Detector = SSDetector()
+        if config.model.startswith(TORCHVISION):
+            self.detector = TorchvisionDetector()
+        if not self.detector.has_val_loss:
+            self.validation_columns = PRECISION
         self._measured: dict[str, Tensor] = {}
 
     def open(self, data: str, *, skip_bad: bool = False) -> Source:
         """See `opening.open_objects`."""
         return open_objects(data, skip_bad=skip_bad)
+
+    def prepared(self, source: Source) -> Source:
+        """Torchvision's detectors normalise by themselves."""
+        source = super().prepared(source)
+        if not self.config.model.startswith(TORCHVISION):
+            return source
+        return replace(source, mean=(0.0,) * source.channels, std=(1.0,) * source.channels)
 
     def view(self, source: Source, *, train: bool, skip_bad: bool = False) -> Samples:
         """See `DetectionView`."""
@@ -77,21 +93,25 @@ class Detection(Task):
     def network_arguments(self, source: Source) -> dict[str, Any]:
         """Classes and channels."""
         model = self.config.model
+        if model.startswith(TORCHVISION):
+            return {"num_classes": len(source.classes)}
         if (SPECS[model].backbone if model in SPECS else model) not in DETECTORS:
             known = [name for name, spec in SPECS.items() if spec.backbone in DETECTORS]
-            remedy = f"pass one of {', '.join([*DETECTORS, *known])}, or leave it out"
+            remedy = f"pass one of {', '.join([*DETECTORS, *known])}, {TORCHVISION}NAME, or leave it out"
             raise argument_error("train", "model", model, "does not detect", remedy)
         return {"num_classes": len(source.classes), "in_chans": source.channels}
 
+    def run(self, network: Callable[..., Any], batch: Batch) -> Any:
+        """Objects are for training: a network in eval mode makes nothing of them."""
+        return self.detector.run(network, batch[0], self._taught(batch))
+
+    def _taught(self, batch: Batch) -> list[Objects]:
+        """Boxes around crowds teach nothing."""
+        return [each.kept(~each.crowd) for each in batch[1]]
+
     def loss(self, output: Any, batch: Batch) -> Tensor:
-        """Classification and localisation; boxes around crowds teach nothing."""
-        images, objects, *_ = batch
-        image_size = (images.shape[2], images.shape[3])
-        taught = [each.kept(~each.crowd) for each in objects]
-        parts = self.losses(
-            output, ssd_anchors(image_size).to(images.device), [each.boxes for each in taught],
-            [each.labels for each in taught], image_size,
-        )  # fmt: skip
+        """Classification and localisation."""
+        parts = self.detector.losses(output, batch[0], self._taught(batch))
         self._measured = {
             "train_class_loss": parts.classification.detach(), "train_box_loss": parts.localisation.detach()
         }  # fmt: skip
@@ -103,11 +123,11 @@ class Detection(Task):
 
     def meter(self, source: Source) -> nn.Module:
         """Loss and average precision."""
-        return DetectionMeter(source, self.loss)
+        return DetectionMeter(source, self.detector, self.loss if self.detector.has_val_loss else None)
 
     def evaluator(self, source: Source, view: Samples) -> DetectionEvaluator:
         """See `DetectionEvaluator`."""
-        return DetectionEvaluator(source)
+        return DetectionEvaluator(source, self.detector)
 
     def pictures(self, found: Mapping[str, Detected], source: Source) -> dict[str, bytes]:
         """Precision against recall, and images with boxes."""
@@ -135,7 +155,7 @@ class Detection(Task):
 
     def predict(self, request: Request) -> list[str]:
         """See `prediction.detect_all`."""
-        return detect_all(self, request)
+        return detect_all(self, self.detector, request)
 
 
 TASK = Detection
