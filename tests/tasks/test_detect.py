@@ -199,6 +199,22 @@ def test_the_loss_is_finite_whatever_is_in_the_images() -> None:
         task_of(TrainConfig(data="x", task="detect", model="resnet18")).network_arguments(None)  # type: ignore[arg-type]
 
 
+def test_what_is_asked_of_a_detector_follows_the_loss(tmp_path: Path) -> None:
+    folder = write_objects(tmp_path / "boxes", count=3)
+    task = task_of(TrainConfig(data=str(folder), task="detect", model="ssd_mobilenetv1_050", detection_loss="focal"))
+    assert task.network_arguments(open_objects(str(folder)))["class_prior"] == 0.01
+    logits = torch.full((1, len(ssd_anchors((300, 300))), 3), -20.0)
+    logits[0, 7, 2] = 3.0
+    evaluator = task.evaluator(open_objects(str(folder)), None)
+    places = torch.tensor([0]), torch.tensor([True]), torch.tensor([[300, 300]])
+    evaluator.add(SSDOutput(logits, torch.zeros(1, logits.shape[1], 4)), (None, [no_objects()], *places))
+    (found,) = evaluator.detections  # type: ignore[attr-defined]
+    assert found.labels.tolist() == [2] and float(found.scores[0]) == pytest.approx(1 / (1 + np.exp(-3.0)))
+    name = "torchvision/ssdlite320_mobilenet_v3_large"
+    with pytest.raises(ArgumentError, match="detection_loss='focal' is for SSD, and torchvision/ssdlite320"):
+        task_of(TrainConfig(data="x", task="detect", model=name, detection_loss="focal"))
+
+
 def test_a_detector_of_another_width_has_the_same_boxes() -> None:
     narrow, published = (create_model("ssd_mobilenetv1_050", width_multiplier=w, num_classes=2) for w in (0.5, 1.0))
     x = torch.rand(1, 3, 96, 96)

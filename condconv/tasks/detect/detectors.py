@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from condconv.detection import Detections, MultiBoxLoss, MultiBoxLosses, detect
+from condconv.detection import Detections, FocalLoss, MultiBoxLoss, MultiBoxLosses, detect
 from condconv.models.ssd import ssd_anchors
 from condconv.tasks.detect.objects import Objects
 
@@ -36,12 +36,13 @@ class Detector(Protocol):
 
 
 class SSDetector:
-    """`condconv.models.SSD`."""
+    """`condconv.models.SSD`, trained by one of its two losses, which says what its scores are."""
 
     has_val_loss = True
 
-    def __init__(self) -> None:
-        self.loss = MultiBoxLoss()
+    def __init__(self, loss: str) -> None:
+        self.loss = FocalLoss() if loss == "focal" else MultiBoxLoss()
+        self.scores = "sigmoid" if loss == "focal" else "softmax"
 
     def run(self, network: Callable[..., Any], images: Tensor, objects: Sequence[Objects]) -> Any:
         """See `Detector.run`."""
@@ -51,12 +52,15 @@ class SSDetector:
         """See `Detector.losses`."""
         image_size = (images.shape[2], images.shape[3])
         boxes, labels = [each.boxes for each in objects], [each.labels for each in objects]
-        return self.loss(output, ssd_anchors(image_size).to(images.device), boxes, labels, image_size)
+        losses: MultiBoxLosses = self.loss(output, ssd_anchors(image_size).to(images.device), boxes, labels, image_size)
+        return losses
 
     def found(self, output: Any, image_size: tuple[int, int]) -> list[Detections]:
         """See `Detector.found`."""
         anchors = ssd_anchors(image_size).to(output.box_offsets.device)
-        return detect(output, anchors, image_size, score_threshold=SCORE_THRESHOLD, max_candidates=CANDIDATES)
+        return detect(
+            output, anchors, image_size, score_threshold=SCORE_THRESHOLD, max_candidates=CANDIDATES, scores=self.scores
+        )
 
 
 class TorchvisionDetector:

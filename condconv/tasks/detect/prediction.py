@@ -5,14 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from condconv.errors import ArgumentError
 from condconv.evaluation.evaluate import evaluation_loader
-from condconv.files import require_writable, whole_folder
+from condconv.files import whole_folder
 from condconv.tables import cells
 from condconv.tasks.base import Request, Task
 from condconv.tasks.detect.detectors import Detector
@@ -21,13 +19,6 @@ from condconv.tasks.detect.evaluator import found_in
 from condconv.tasks.outputs import output_names
 
 _COLUMNS = ("image", "class", "score", "x1", "y1", "x2", "y2")
-
-
-def check_folder(out: Path) -> None:
-    """Raise `ArgumentError` unless a new folder can be made there."""
-    if out.exists():
-        raise ArgumentError(f"--out {out}: is there already; move it away, or pass another name")
-    require_writable(out)
 
 
 @torch.inference_mode()

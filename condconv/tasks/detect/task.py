@@ -25,9 +25,12 @@ from condconv.tasks.detect.evaluator import Detected, DetectionEvaluator
 from condconv.tasks.detect.meter import DetectionMeter
 from condconv.tasks.detect.objects import Objects
 from condconv.tasks.detect.opening import open_objects
-from condconv.tasks.detect.prediction import check_folder, detect_all
+from condconv.tasks.detect.prediction import detect_all
 from condconv.tasks.detect.view import DetectionView, collate
+from condconv.tasks.outputs import check_new_folder
 
+_PRIOR = 0.01
+"""Of each class, where the loss is a sigmoid: nearly all boxes are background."""
 PRECISION = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large")
 
 
@@ -37,7 +40,7 @@ class Detection(Task):
     name = "detect"
     score = SCORE
     training_columns = ("train_class_loss", "train_box_loss")
-    validation_columns = ("val_loss", *PRECISION)
+    validation_columns: tuple[str, ...] = ("val_loss", *PRECISION)
     loss_title = "loss of classes and boxes"
     unused = (
         "num_classes", "random_crop", "auto_augment", "conditions", "mixup", "label_smoothing", "dropout", "drop_path",
@@ -50,8 +53,11 @@ class Detection(Task):
 
     def __init__(self, config: TrainConfig) -> None:
         super().__init__(config)
-        self.detector: Detector = SSDetector()
+        self.detector: Detector = SSDetector(config.detection_loss)
         if config.model.startswith(TORCHVISION):
+            if config.detection_loss != "softmax":
+                rule, remedy = f"is for SSD, and {config.model} brings its own losses", "leave it out"
+                raise argument_error("train", "detection_loss", config.detection_loss, rule, remedy)
             self.detector = TorchvisionDetector()
         if not self.detector.has_val_loss:
             self.validation_columns = PRECISION
@@ -99,7 +105,8 @@ class Detection(Task):
             known = [name for name, spec in SPECS.items() if spec.backbone in DETECTORS]
             remedy = f"pass one of {', '.join([*DETECTORS, *known])}, {TORCHVISION}NAME, or leave it out"
             raise argument_error("train", "model", model, "does not detect", remedy)
-        return {"num_classes": len(source.classes), "in_chans": source.channels}
+        prior = {"class_prior": _PRIOR} if self.config.detection_loss == "focal" else {}
+        return {"num_classes": len(source.classes), "in_chans": source.channels, **prior}
 
     def run(self, network: Callable[..., Any], batch: Batch) -> Any:
         """Objects are for training: a network in eval mode makes nothing of them."""
@@ -150,8 +157,8 @@ class Detection(Task):
         return write_evaluation(out, title, source, found)
 
     def check_output(self, out: Path) -> None:
-        """See `prediction.check_folder`."""
-        check_folder(out)
+        """See `outputs.check_new_folder`."""
+        check_new_folder(out)
 
     def predict(self, request: Request) -> list[str]:
         """See `prediction.detect_all`."""
