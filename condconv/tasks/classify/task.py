@@ -120,7 +120,7 @@ class Classification(Task):
 
     def pictures(self, found: Mapping[str, Classified], source: Source) -> dict[str, bytes]:
         """The confusion matrices."""
-        confusions = {network: each.confusion for network, each in found.items()}
+        confusions = {f"{network}: {100 * each.score:.2f} %": each.confusion for network, each in found.items()}
         return {"confusion_matrix.png": confusion_matrix(confusions, source.classes)}
 
     def remarks(self, found: Mapping[str, Classified]) -> list[str]:

@@ -19,7 +19,7 @@ from condconv.runs.config import TrainConfig
 from condconv.tasks.base import Batch, Request, Samples, Task
 from condconv.tasks.detect import SCORE
 from condconv.tasks.detect.detectors import Detector, SSDetector, TorchvisionDetector
-from condconv.tasks.detect.drawing import best_and_worst, precision_recall
+from condconv.tasks.detect.drawing import confusion_matrices, precision_recall, worst
 from condconv.tasks.detect.evaluation_report import headline, table_by_class, write_evaluation
 from condconv.tasks.detect.evaluator import Detected, DetectionEvaluator
 from condconv.tasks.detect.meter import DetectionMeter
@@ -137,11 +137,12 @@ class Detection(Task):
         return DetectionEvaluator(source, self.detector)
 
     def pictures(self, found: Mapping[str, Detected], source: Source) -> dict[str, bytes]:
-        """Precision against recall, and images with boxes."""
+        """Precision against recall, confusion, and the first network's images with the most mistakes."""
         first = next(iter(found.values()))
         return {
             "precision_recall.png": precision_recall(found),
-            "detections.png": best_and_worst(first, source.val.load),
+            "confusion_matrix.png": confusion_matrices(found),
+            "mistakes.png": worst(first, source.val.load),
         }
 
     def remarks(self, found: Mapping[str, Detected]) -> list[str]:
