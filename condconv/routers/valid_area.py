@@ -80,7 +80,7 @@ def made_area(sizes: Tensor | Sequence[Sequence[int]], padded: Sequence[int] | N
 
 def hold(area: ValidArea | None) -> None:
     """Let an area hold until the next call: for hooks, which cannot stand around a block."""
-    _areas.set((area,))
+    _areas.set(() if area is None else (area,))
 
 
 def area_of(x: Tensor) -> ValidArea | None:
