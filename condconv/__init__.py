@@ -41,9 +41,11 @@ from condconv.tuning import tune
 from condconv.variants import variants
 
 if TYPE_CHECKING:  # what is imported when it is first used, for type checkers, editors and the API reference
+    from condconv.compression import compress
     from condconv.exporting import export
     from condconv.inference import optimize_for_inference
-    from condconv.models import create_model, from_pretrained, list_models, save_pretrained, static_twin
+    from condconv.models import create_model, list_models, save_pretrained, static_twin
+    from condconv.opening import from_pretrained
 
 __version__ = "0.1.0"
 
@@ -51,6 +53,7 @@ _LAZY = {
     name: "condconv.models"
     for name in ("create_model", "list_models", "save_pretrained", "static_twin")
 } | {
+    "compress": "condconv.compression",
     "export": "condconv.exporting",
     "from_pretrained": "condconv.opening",
     "optimize_for_inference": "condconv.inference",
@@ -76,6 +79,7 @@ __all__ = [
     "TopKGate",
     "UnknownNameError",
     "collapse",
+    "compress",
     "convert",
     "count",
     "create_model",

@@ -1,5 +1,6 @@
 """The public names, for type checkers; written by `python scripts/stub.py`."""
 
+from condconv.compression.verb import compress as compress
 from condconv.conversion.apply import revert as revert
 from condconv.conversion.collapse import collapse as collapse
 from condconv.conversion.plan import convert as convert
