@@ -36,6 +36,7 @@ from condconv.routers import (
     SoftmaxGate,
     SqueezeExcite,
     TopKGate,
+    valid_area,
 )
 from condconv.routing_hooks import detect_nonfinite, override_routing, record_routing
 from condconv.tuning import tune
@@ -47,11 +48,12 @@ _LAZY = {
     name: "condconv.models"
     for name in ("create_model", "list_models", "save_pretrained", "static_twin")
 } | {
+    "compress": "condconv.compression",
     "export": "condconv.exporting",
     "from_pretrained": "condconv.opening",
     "optimize_for_inference": "condconv.inference",
 }
-_PACKAGES = ("analysis", "data", "exporting", "inference", "models")
+_PACKAGES = ("analysis", "compression", "data", "exporting", "inference", "models")
 """What `condconv.models.load_weights` and the like lead through without an import of their own."""
 
 __all__ = [
@@ -74,6 +76,7 @@ __all__ = [
     "TopKGate",
     "UnknownNameError",
     "collapse",
+    "compress",
     "convert",
     "count",
     "create_model",
@@ -92,6 +95,7 @@ __all__ = [
     "static_twin",
     "tune",
     "use_strategy",
+    "valid_area",
 ]
 
 _LAYERS = {layer.__name__: layer for variant in variants for layer in variants[variant].layers}

@@ -1,10 +1,12 @@
 """The public names, for type checkers; written by `python scripts/stub.py`."""
 
 from condconv import analysis as analysis
+from condconv import compression as compression
 from condconv import data as data
 from condconv import exporting as exporting
 from condconv import inference as inference
 from condconv import models as models
+from condconv.compression.verb import compress as compress
 from condconv.conversion.apply import revert as revert
 from condconv.conversion.collapse import collapse as collapse
 from condconv.conversion.plan import convert as convert
@@ -38,6 +40,7 @@ from condconv.routers.gates import TopKGate as TopKGate
 from condconv.routers.pooled_linear import PooledLinear as PooledLinear
 from condconv.routers.schedule import RoutingSchedule as RoutingSchedule
 from condconv.routers.squeeze_excite import SqueezeExcite as SqueezeExcite
+from condconv.routers.valid_area import valid_area as valid_area
 from condconv.routing_hooks import detect_nonfinite as detect_nonfinite
 from condconv.routing_hooks import override_routing as override_routing
 from condconv.routing_hooks import record_routing as record_routing

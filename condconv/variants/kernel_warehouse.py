@@ -270,10 +270,10 @@ class WarehouseBank(Bank):
         """The same with the norm as a factor behind: the cells are those of other layers too.
 
         Raises:
-            ConversionError: cells are asked for in another storage than f32, or to be skipped.
+            ConversionError: cells are asked for in another storage than f32, to be fewer, or to be skipped.
         """
-        if packing.storage != "f32" or packing.threshold:
-            asked = f"experts={packing.storage!r}, skip_below={packing.threshold:g}"
+        if packing.storage != "f32" or packing.threshold or packing.kernels:
+            asked = f"experts={packing.storage!r}, skip_below={packing.threshold:g} or fewer kernels"
             raise ConversionError(f"a warehouse has no inference form with {asked}; use experts='f32', skip_below=0")
         if norm is None:
             return self

@@ -115,10 +115,11 @@ class BlockBank(KernelBank):
         """The same with the norm's factor in the kernels.
 
         Raises:
-            ConversionError: kernels are asked for in another storage than f32.
+            ConversionError: kernels are asked for in another storage than f32, or to be fewer.
         """
-        if packing.storage != "f32":
-            raise ConversionError(f"WeightNet has no inference form in {packing.storage}; use experts='f32'")
+        if packing.storage != "f32" or packing.kernels:
+            asked = f"experts={packing.storage!r} or fewer kernels"
+            raise ConversionError(f"WeightNet has no inference form with {asked}; use experts='f32'")
         if norm is None:
             return self
         n, like = self.weight.shape[0], self.weight
