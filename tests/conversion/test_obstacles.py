@@ -56,7 +56,7 @@ class OwnConvolution(nn.Conv2d):
 
 def patched() -> nn.Module:
     layer = nn.Conv2d(3, 3, 1)
-    layer.forward = lambda x: x  # type: ignore[method-assign]
+    layer.forward = lambda x: x
     return layer
 
 
