@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
@@ -24,6 +25,8 @@ from condconv.tasks.classify.evaluator import ClassificationEvaluator, Classifie
 from condconv.tasks.classify.prediction import check_format, predict
 
 SMALL_RECIPE = "small_images"
+NAMED = 5
+"""How many names a notice lists."""
 
 
 class Classification(Task):
@@ -68,6 +71,17 @@ class Classification(Task):
         """The labels."""
         labels: Tensor = batch[1]
         return labels
+
+    def notices(self, source: Source) -> Iterator[str]:
+        """Classes whose accuracy stays unknown."""
+        images = torch.bincount(source.val.labels, minlength=len(source.classes))
+        empty = [name for name, number in zip(source.classes, images.tolist(), strict=True) if number == 0]
+        if empty:
+            named = ", ".join(empty[:NAMED]) + (", …" if len(empty) > NAMED else "")
+            yield (
+                f"notice: {len(empty)} of {len(source.classes)} classes have no validation images ({named}): "
+                "nothing says how well they are learned; validate on some of each"
+            )
 
     def recipe(self, source: Source) -> str | None:
         """That of small images, where they are small."""
