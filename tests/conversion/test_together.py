@@ -111,7 +111,7 @@ def test_which_layers_share_can_be_said() -> None:
     early = groups.pop("layer1.0.conv1")
     assert all(name.startswith(("layer1", "layer2")) for name in early) and len(early) > 3
     assert all(len(names) == 1 for names in groups.values()) and groups
-    banks = [layer.bank for _, layer in conditional_layers(net)]
+    banks: list[Any] = [layer.bank for _, layer in conditional_layers(net)]
     assert all(isinstance(bank, WarehouseBank) for bank in banks)
     held = sum(parameter.numel() for parameter in {bank.warehouse.cells for bank in banks})
     assert held == pytest.approx(sum(torch.empty(bank.kernel_shape, device="meta").numel() for bank in banks) / 2, 0.05)
