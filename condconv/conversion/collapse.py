@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from condconv.arguments import a_module
-from condconv.conversion.apply import conditional_layers, original_of, refuse_inference_form, replace_layer
+from condconv.conversion.apply import conditional_layers, original_of, refuse_forms, replace_layer
 from condconv.counting.trace import evaluating
 from condconv.errors import ConversionError, argument_error
 from condconv.layers import ConditionalLayer
@@ -58,7 +58,7 @@ def collapse(model: nn.Module, loader: Iterable[Any]) -> nn.Module:
     if not isinstance(loader, Iterable) or isinstance(loader, str | bytes | type | Tensor):
         rule = "gives no batches"
         raise argument_error("collapse", "loader", loader, rule, "pass a loader or a list of inputs of the network")
-    refuse_inference_form(model, "collapse")
+    refuse_forms(model, "collapse")
     if not any(True for _ in conditional_layers(model)):
         raise ConversionError("collapse: the model has no conditional layer, so it is static already")
     batches = iter(loader)

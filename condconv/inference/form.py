@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from condconv.arguments import a_module, choice, number
 from condconv.banks import Packing
-from condconv.conversion.apply import conditional_layers, forget_originals, refuse_inference_form
+from condconv.conversion.apply import conditional_layers, forget_originals, refuse_forms
 from condconv.errors import ConversionError
 from condconv.inference.folding import (
     Pair,
@@ -130,7 +130,7 @@ def optimize_for_inference(
 
 
 def _check(model: nn.Module) -> None:
-    refuse_inference_form(model, "optimize_for_inference")
+    refuse_forms(model, "optimize_for_inference")
     # A compiled module is known by its attribute: its class would bring in the whole compiler.
     if isinstance(model, _CLOSED) or hasattr(model, "_orig_mod"):
         raise ConversionError(

@@ -22,7 +22,7 @@ from torch import nn
 import condconv
 from condconv import arguments
 from condconv.conversion import revert
-from condconv.conversion.apply import conditional_layers, original_of, refuse_inference_form
+from condconv.conversion.apply import conditional_layers, original_of, refuse_forms
 from condconv.errors import CheckpointError
 from condconv.files import Lock, whole_file, write_flushed
 from condconv.models.build import Origin, origin_of, set_origin
@@ -73,7 +73,7 @@ def save_pretrained(
         ConversionError: the network is an inference form.
     """
     arguments.a_module("save_pretrained", "model", model)
-    refuse_inference_form(model, "save_pretrained")
+    refuse_forms(model, "save_pretrained")
     config = _config(model, origin_of(model) or _elsewhere(model))
     _check_rebuilds(config, model)
     folder = arguments.path("save_pretrained", "folder", folder)
