@@ -132,7 +132,7 @@ def revert(model: nn.Module, discard_training: bool = False) -> nn.Module:
     """
     a_module("revert", "model", model)
     flag("revert", "discard_training", discard_training)
-    refuse_forms(model, "revert")
+    refuse_inference_form(model, "revert")
     layers = list(conditional_layers(model))
     if not layers:
         raise ConversionError("revert: the model has no conditional layer, so there is nothing to revert")
@@ -160,7 +160,7 @@ def revert(model: nn.Module, discard_training: bool = False) -> nn.Module:
     return model
 
 
-def refuse_forms(model: nn.Module, verb: str) -> None:
+def refuse_inference_form(model: nn.Module, verb: str) -> None:
     """Raise `ConversionError` if anything in `model` is an inference form, or is routed by tile."""
     refuse_tiles(model, verb)
     if any(isinstance(module, PackedBank) or hasattr(module, "inference_form") for module in model.modules()):

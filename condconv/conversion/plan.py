@@ -14,7 +14,7 @@ from torch import nn
 
 from condconv.arguments import a_module, choice, integer
 from condconv.banks import Bank
-from condconv.conversion.apply import Step, apply_steps, refuse_forms
+from condconv.conversion.apply import Step, apply_steps, refuse_inference_form
 from condconv.conversion.overhead import convolution_macs, layer_overhead, mixing_macs, too_dear
 from condconv.conversion.select import Targets, select
 from condconv.conversion.sharing import Group, Sharing, share_routing
@@ -174,7 +174,7 @@ def plan(
     n = integer("plan", "num_experts", chosen.design.num_experts if num_experts is None else num_experts, 1)
     chosen.design.check_options("plan", options)
     choice("plan", "init", init, ("upcycle", "fresh"))
-    refuse_forms(model, "plan")
+    refuse_inference_form(model, "plan")
     found = survey(model, chosen, input_size)
     selection = select(found, targets, chosen)
     banks, unsuitable = _banks(found, chosen, n, options)

@@ -16,7 +16,7 @@ from timm.models._efficientnet_blocks import CondConvResidual
 from timm.models.efficientnet import EfficientNet
 from torch import Tensor, nn
 
-from condconv.conversion.apply import refuse_forms
+from condconv.conversion.apply import refuse_inference_form
 from condconv.errors import ArgumentError, argument_error
 from condconv.layers import ConditionalLayer
 from condconv.models.backbones import BACKBONES
@@ -61,7 +61,7 @@ def to_timm_state_dict(model: nn.Module) -> dict[str, Tensor]:
         ArgumentError: timm has no such network: a conditional layer or its router has no place there.
         ConversionError: the model is an inference form.
     """
-    refuse_forms(model, "to_timm_state_dict")
+    refuse_inference_form(model, "to_timm_state_dict")
     layers = _layers(model)
     if not layers:
         remedy = "pass a network of create_model"

@@ -117,7 +117,13 @@ def test_a_model_is_tiled_or_refused() -> None:
     with condconv.record_routing(model) as routing:
         model(x)
     assert {name: len(found) for name, found in routing.items()} == {"0.layer": 8, "2.layer": 8}
-    for verb, call in (("revert", condconv.revert), ("optimize_for_inference", condconv.optimize_for_inference)):
+    refusing = {
+        "revert": condconv.revert,
+        "optimize_for_inference": condconv.optimize_for_inference,
+        "save_pretrained": lambda model: condconv.save_pretrained(model, "somewhere"),
+        "export": lambda model: condconv.export(model, "somewhere.pt2", example=x),
+    }
+    for verb, call in refusing.items():
         with pytest.raises(ConversionError, match=f"{verb}: the model routes by tile"):
             call(model)
     shared = condconv.convert(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)), "condconv", share="network")
