@@ -15,7 +15,7 @@ from condconv.conversion import convert
 from condconv.conversion.apply import conditional_layers
 from condconv.data import Source
 from condconv.errors import ArgumentError, argument_error
-from condconv.layers import RouterFactory
+from condconv.layers import RouterFactory, route_by_tile
 from condconv.models import create_model, initialise_experts, load_weights, static_twin
 from condconv.models.build import TORCHVISION
 from condconv.models.specs import SPECS
@@ -73,7 +73,7 @@ class NetworkBuilder:
         if self.config.upcycle_from is not None:
             load_weights(model, self._static_weights(), upcycle=True)
         _scale(model, self.config)
-        return model
+        return route_by_tile(model, self.config.tiles)
 
     def _conditional_arguments(self) -> dict[str, Any]:
         if self.spec is None:

@@ -91,6 +91,7 @@ class TrainConfig:
     share: str | None = setting(
         None, "who shares a router: block, network, a number of blocks, or none (default: the variant's)"
     )
+    tiles: int = setting(1, "route g x g tiles of an image by themselves; needs --share none", COUNT)
     gate: str | None = setting(None, f"{' or '.join(GATES)} (default: the variant's)", GATES)
     router_init_scale: float = setting(1.0, "factor on the routers' last weights at the start", NOT_NEGATIVE)
     expert_init_scale: float = setting(1.0, "factor on the experts' kernels at the start", POSITIVE)

@@ -57,6 +57,17 @@ def test_names_of_the_zoo_bring_their_own_layers(source: Source) -> None:
     assert [spec.name for spec in alone] == ["static"]
 
 
+def test_tiles_are_paid_for_and_need_routers_of_their_own(source: Source) -> None:
+    config = TrainConfig(data="digits", num_experts=2, output_stride=4, share="none")
+    plain, tiled = (plan_networks(task_of(replace(config, tiles=tiles)), source)[0] for tiles in (1, 2))
+    assert tiled.cost.macs > plain.cost.macs and tiled.cost.params == plain.cost.params
+    image = torch.rand(2, 1, 8, 8)
+    assert tiled.build().eval()(image).shape == (2, 10)
+    assert set(experts_by_layer(tiled.build()).values()) == {2}
+    with pytest.raises(ArgumentError, match="has no router of its own; .*--share none"):
+        plan_networks(task_of(replace(config, tiles=2, share="block")), source)
+
+
 class _Constant(nn.Module):
     """Always says class 1."""
 
