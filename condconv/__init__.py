@@ -43,13 +43,13 @@ from condconv.variants import variants
 if TYPE_CHECKING:  # what is imported when it is first used, for type checkers, editors and the API reference
     from condconv.exporting import export
     from condconv.inference import optimize_for_inference
-    from condconv.models import create_model, from_pretrained, list_models, save_pretrained, static_twin
+    from condconv.models import create_model, from_pretrained, list_models, push_to_hub, save_pretrained, static_twin
 
 __version__ = "0.1.0"
 
 _LAZY = {
     name: "condconv.models"
-    for name in ("create_model", "list_models", "save_pretrained", "static_twin")
+    for name in ("create_model", "list_models", "push_to_hub", "save_pretrained", "static_twin")
 } | {
     "export": "condconv.exporting",
     "from_pretrained": "condconv.opening",
@@ -87,6 +87,7 @@ __all__ = [
     "optimize_for_inference",
     "override_routing",
     "plan",
+    "push_to_hub",
     "record_routing",
     "reuse_kernels",
     "revert",

@@ -15,7 +15,7 @@ from condconv.evaluation.evaluate import Evaluation
 from condconv.models.specs import SPECS
 from condconv.models.ssd import DETECTORS, ssd_anchors
 from condconv.runs.config import TrainConfig
-from condconv.tasks.base import Batch, Request, Samples, Task
+from condconv.tasks.base import OF_LABELS, Batch, Request, Samples, Task
 from condconv.tasks.detect import SCORE
 from condconv.tasks.detect.drawing import best_and_worst, precision_recall
 from condconv.tasks.detect.evaluation_report import headline, table_by_class, write_evaluation
@@ -35,6 +35,7 @@ class Detection(Task):
     validation_columns = ("val_loss", "map", "map_50", "map_75", "map_small", "map_medium", "map_large")
     loss_title = "MultiBox loss"
     unused = (
+        *OF_LABELS,  # of classes of whole images
         "num_classes", "random_crop", "auto_augment", "conditions", "mixup", "label_smoothing", "dropout", "drop_path",
         "output_stride", "degradations",
     )  # fmt: skip
