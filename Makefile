@@ -9,7 +9,7 @@ BIN := .venv/bin
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet 'setuptools>=77' 'torch>=2.10' 'numpy<2.5'
+	$(BIN)/pip install --quiet 'setuptools>=77' 'torch>=2.11' 'numpy<2.5'
 	$(BIN)/pip install --quiet --no-build-isolation --editable '.[all,dev,docs]'
 	touch $@
 

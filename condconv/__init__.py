@@ -1,13 +1,14 @@
 """Conditionally parameterised convolutions for PyTorch: every example gets its own kernel, W(x) = Σᵢ αᵢ(x) Wᵢ.
 
-Importing this package loads torch and nothing else; what needs timm is imported when it is first used.
+Importing this package loads torch and nothing else; what needs timm is imported when it is first used. Type
+checkers and the API reference read `__init__.pyi`.
 """
 
 from __future__ import annotations
 
 import importlib
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from condconv.conversion import collapse, convert, plan, revert
 from condconv.counting import count
@@ -40,11 +41,6 @@ from condconv.routing_hooks import detect_nonfinite, override_routing, record_ro
 from condconv.tuning import tune
 from condconv.variants import variants
 
-if TYPE_CHECKING:  # what is imported when it is first used, for type checkers, editors and the API reference
-    from condconv.exporting import export
-    from condconv.inference import optimize_for_inference
-    from condconv.models import create_model, from_pretrained, list_models, push_to_hub, save_pretrained, static_twin
-
 __version__ = "0.1.0"
 
 _LAZY = {
@@ -55,6 +51,8 @@ _LAZY = {
     "from_pretrained": "condconv.opening",
     "optimize_for_inference": "condconv.inference",
 }
+_PACKAGES = ("analysis", "data", "exporting", "inference", "models")
+"""What `condconv.models.load_weights` and the like lead through without an import of their own."""
 
 __all__ = [
     "ArgumentError",
@@ -114,6 +112,8 @@ def __getattr__(name: str) -> Any:
         successor = _RENAMED[name]
         warnings.warn(f"condconv.{name} is now condconv.{successor}", DeprecationWarning, stacklevel=2)
         return globals()[successor]
+    if name in _PACKAGES:
+        return importlib.import_module(f"condconv.{name}")
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'condconv' has no attribute {name!r}")

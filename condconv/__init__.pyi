@@ -1,5 +1,10 @@
 """The public names, for type checkers; written by `python scripts/stub.py`."""
 
+from condconv import analysis as analysis
+from condconv import data as data
+from condconv import exporting as exporting
+from condconv import inference as inference
+from condconv import models as models
 from condconv.conversion.apply import revert as revert
 from condconv.conversion.collapse import collapse as collapse
 from condconv.conversion.plan import convert as convert

@@ -13,10 +13,28 @@ from typing import Generic, TypeVar
 
 import torch
 
+from condconv.func_transforms import transformed
+
 T = TypeVar("T")
 
 TRACED = torch.__version__ >= "2.14"
 """Whether torch.compile traces context variables. An older one gets an attribute, which all threads see."""
+
+
+_variables: list[ContextVar[tuple[object, ...]]] = []
+"""Of all stacks."""
+
+
+def only_runs() -> bool:
+    """Whether a forward pass is all that happens here: no gradient, trace, transform, cast, nor block of ours."""
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch._C._is_any_autocast_enabled():
+        return False
+    for variable in _variables:
+        if variable.get():
+            return False
+    return not (
+        transformed() or torch._C._get_tracing_state() is not None or torch.autograd.forward_ad._current_level >= 0
+    )
 
 
 class ContextStack(Generic[T]):
@@ -27,6 +45,7 @@ class ContextStack(Generic[T]):
 
     def __init__(self, name: str) -> None:
         self._variable: ContextVar[tuple[T, ...]] = ContextVar(name, default=())
+        _variables.append(self._variable)  # type: ignore[arg-type]
         self._attribute: tuple[T, ...] = ()
 
     def values(self) -> tuple[T, ...]:

@@ -2,7 +2,7 @@
 
     condconv::conv2d          experts as the bank holds them, differentiable
     condconv::conv2d_packed   experts in the layout of `condconv.packed`, for inference
-    condconv::pooled_linear   a router's logits, for inference
+    condconv::pooled_linear   a router's logits, or its coefficients, for inference
 
 What torch must know of them besides their kernels stands in `condconv.execution.native`.
 """
@@ -53,11 +53,17 @@ def cpu_features() -> list[str]:
 def _load() -> str | None:
     files = sorted(Path(__file__).parent.glob("execution/native/_ops*.so"))
     if not files:
-        return "the operator was not built: there was no C++ compiler when condconv was installed"
+        return (
+            "the operator was not built: there was no C++ compiler when condconv was installed, "
+            "or its wheel is the one for every platform"
+        )
     try:
         torch.ops.load_library(str(files[0]))
     except OSError as error:
-        return f"{files[0].name} was built for another torch and cannot be loaded ({error}); install condconv again"
+        return (
+            f"torch {torch.__version__} cannot load {files[0].name} ({error}); "
+            "it needs torch 2.11 or later: update torch, or install condconv again"
+        )
     if torch.ops.condconv.instruction_set() == "none":
         if os.environ.get("CONDCONV_ISA") == "none":
             return "CONDCONV_ISA=none of the environment turns the operator off"

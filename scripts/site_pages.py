@@ -29,7 +29,7 @@ LINK = re.compile(r"\]\(([^)#:\s]+)")
 def public_packages() -> dict[str, list[str]]:
     """Package → its public names, the root first: those of the stub, then of each `__all__`; read, not imported."""
     stub = ast.parse((ROOT / "condconv" / "__init__.pyi").read_text(encoding="utf-8"))
-    imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+    imports = [node for node in stub.body if isinstance(node, ast.ImportFrom) and node.module != "condconv"]
     found = {"condconv": [alias.name for node in imports for alias in node.names]}
     for path in sorted((ROOT / "condconv").glob("*/__init__.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:

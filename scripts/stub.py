@@ -10,11 +10,12 @@ HEAD = '"""The public names, for type checkers; written by `python scripts/stub.
 
 
 def stub() -> str:
-    """The file's text: where each public name comes from."""
+    """The file's text: where each public name comes from, and the packages that are there without an import."""
     lines = []
     for name in condconv.__all__:
         thing = getattr(condconv, name)
         lines.append(f"from {thing.__module__} import {name} as {name}\n")
+    lines += [f"from condconv import {name} as {name}\n" for name in condconv._PACKAGES]
     return HEAD + "".join(sorted(lines)) + "\n__version__: str\n"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import re
 import runpy
@@ -87,6 +88,11 @@ def test_public_names_are_documented(name: str) -> None:
 
 def test_public_surface_is_sorted_and_complete() -> None:
     assert condconv.__all__ == sorted(condconv.__all__) == dir(condconv)
+
+
+@pytest.mark.parametrize("name", condconv._PACKAGES)
+def test_packages_of_public_names_need_no_import_of_their_own(name: str) -> None:
+    assert condconv.__getattr__(name) is importlib.import_module(f"condconv.{name}")
 
 
 def test_the_stub_has_every_public_name() -> None:

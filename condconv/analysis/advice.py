@@ -14,6 +14,7 @@ FOLD_SPREAD = 0.05
 COLLAPSED_EFFECTIVE = 1.05
 ANNEALED_TEMPERATURE = 1.0
 COPIED_WEIGHTS = 0.99
+CHANCE_DEVIATIONS = 2
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,29 @@ def advise(analysis: Analysis) -> list[Advice]:
     return [advice for name in rules for advice in rules[name](analysis)]
 
 
+def _at_chance(analysis: Analysis) -> Iterator[Advice]:
+    if _is_at_chance(analysis):
+        accuracy = analysis.collection.accuracy
+        yield Advice(
+            "train the network",
+            "the network",
+            "It answers no better than chance, so its routing does not say yet which layers could be static and which "
+            "experts are superfluous: nothing is advised of either.",
+            f"accuracy within {CHANCE_DEVIATIONS} standard deviations of chance, or below",
+            f"{accuracy.value:.2%} of {accuracy.images:,} images, where chance is {1 / len(analysis.classes):.2%}",
+        )
+
+
+def _is_at_chance(analysis: Analysis) -> bool:
+    accuracy, chance = analysis.collection.accuracy, 1 / len(analysis.classes)
+    if not accuracy.images:
+        return False
+    return accuracy.value <= chance + CHANCE_DEVIATIONS * math.sqrt(chance * (1 - chance) / accuracy.images)
+
+
 def _fold(analysis: Analysis) -> Iterator[Advice]:
+    if _is_at_chance(analysis):
+        return
     for group in analysis.groups:
         spread = analysis.measures[group.name].spread
         if spread < FOLD_SPREAD and analysis.measures[group.name].images > 1:
@@ -51,6 +74,8 @@ def _fold(analysis: Analysis) -> Iterator[Advice]:
 
 
 def _drop(analysis: Analysis) -> Iterator[Advice]:
+    if _is_at_chance(analysis):
+        return
     for group in analysis.groups:
         dead = analysis.measures[group.name].dead
         if dead:
@@ -104,6 +129,7 @@ def _copies(analysis: Analysis) -> Iterator[Advice]:
             )
 
 
+rules.register("chance", _at_chance)
 rules.register("fold", _fold)
 rules.register("drop", _drop)
 rules.register("anneal", _anneal)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from condconv.analysis.drawing import COLOURS, Drawn, label_depths, plain
+from condconv.analysis.drawing import COLOURS, Drawn, label_depths, nested, plain
 from condconv.analysis.measures import Measures
 from condconv.analysis.results import Analysis
 
@@ -87,7 +87,7 @@ def depth_curves(analysis: Analysis) -> Drawn:
     for axes, (title, unit, limits, lines) in zip(panels.flat, curves, strict=True):
         for place, (label, values) in enumerate(lines.items()):
             style = {"color": COLOURS[place % len(COLOURS)], "marker": _MARKERS[place % len(_MARKERS)]}
-            axes.plot(range(len(names)), values, label=label, markersize=4, linewidth=1.3, **style)
+            axes.plot(range(len(names)), values, label=label, **style, **nested(place, len(lines)))
         axes.set(title=title, ylabel=unit)
         if limits is not None:
             axes.set_ylim(limits)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
+from torch import Tensor
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart, those that show on white and on black.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
@@ -87,6 +88,17 @@ def to_pixels(drawn: Drawn) -> np.ndarray:
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         drawn.figure.savefig(buffer, format="png", dpi=80, facecolor="white")
     return np.array(Image.open(buffer).convert("RGB"))
+
+
+def nested(place: int, curves: int) -> dict[str, float]:
+    """Return line width and marker size of one of several curves: the first is the widest, so that equal ones show."""
+    behind = curves - 1 - place
+    return {"linewidth": 1.4 + 1.2 * behind, "markersize": 4 + 2.5 * behind}
+
+
+def coefficient_limit(means: Iterable[Tensor]) -> float:
+    """Return where the colours of mean coefficients end: at the largest of any layer, in every picture of a network."""
+    return max(1e-6, *(float(mean.nan_to_num().max()) for mean in means))
 
 
 def label_depths(axes: Any, names: Sequence[str], horizontal: bool = True) -> None:

@@ -16,6 +16,7 @@ from condconv.analysis.drawing import (
     COLOUR_MAP,
     COLOURS,
     Drawn,
+    coefficient_limit,
     label_classes,
     label_depths,
     label_experts,
@@ -83,7 +84,7 @@ def mean_by_class(analysis: Analysis, depths: Sequence[str]) -> Drawn:
     """CondConv's figure 3: mean coefficient by class and expert at some depths."""
     figure = Figure(figsize=(2.6 * len(depths) + 1.4, min(2.2 + 0.2 * len(analysis.classes), 9)), layout="constrained")
     panels = figure.subplots(1, len(depths), squeeze=False, sharey=True)[0]
-    top = max(1e-6, *(float(analysis.measures[name].class_mean.nan_to_num().max()) for name in depths))
+    top = coefficient_limit(measures.class_mean for measures in analysis.measures.values())
     for axes, name in zip(panels, depths, strict=True):
         means = analysis.measures[name].class_mean
         image = axes.imshow(means.numpy(), vmin=0, vmax=top, cmap=COLOUR_MAP, aspect="auto", interpolation="nearest")

@@ -44,7 +44,7 @@ def run(arguments: Sequence[str]) -> int:
     from condconv.signals import StopRequest
     from condconv.training.console import RunConsole
     from condconv.training.experiment import Experiment, Processes
-    from condconv.training.lr_find import suggestion, sweep, to_csv
+    from condconv.training.lr_find import doubt, suggestion, sweep, to_csv
 
     if Processes.from_environment().world_size > 1:
         raise ArgumentError("lr-find: started by torchrun; run it in one process, with --accumulate in place of others")
@@ -58,5 +58,7 @@ def run(arguments: Sequence[str]) -> int:
         write_bytes(picture, learning_rate_sweep([p.lr for p in points], [p.loss for p in points],
                                                  [p.smoothed for p in points], best))  # fmt: skip
     print(f"suggestion: --lr {best:.2g}" + ("" if config.base_batch is None else " without --base-batch"))
+    if (why := doubt(points)) is not None:
+        print(f"notice: {why}")
     print(f"{len(points)} steps: {table}, {picture}")
     return 0

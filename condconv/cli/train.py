@@ -14,7 +14,7 @@ import yaml
 
 from condconv.cli.parser import Parser
 from condconv.cli.settings import add_settings, completed, parse
-from condconv.errors import ArgumentError
+from condconv.errors import ArgumentError, CondConvError
 from condconv.runs.config import TrainConfig
 from condconv.tasks import task_named_by
 
@@ -96,6 +96,10 @@ def run(arguments: Sequence[str]) -> int:
             console.notice(f"stopped; go on with: condconv train --resume {folder.path}")
             # SIGTERM is how a scheduler asks for a clean end, and this is one.
             return 0 if interrupted.signum == signal.SIGTERM else 130
+        except CondConvError:
+            if first and resume is None:
+                folder.discard_unstarted()
+            raise
     if first:
         console.table(f"\n{table}\n\nsummary and pictures: {folder.path}")
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -39,9 +40,10 @@ def select(survey: Survey, targets: Targets, variant: Variant) -> Selection:
     """
     why_not = {name: _default_reason(site) for name, site in survey.sites.items()}
     if targets is None:
-        chosen, reason = _placement(survey, variant)
-        skipped = {name: reason for name in (site.name for site in survey.convolutions) if name not in chosen}
-        why_not.update(skipped)
+        static = _placement(survey, variant)
+        chosen = {site.name for site in survey.convolutions} - static.keys()
+        why_not.update(static)
+        _warn_of_linear_blocks(survey, variant)
     else:
         if isinstance(targets, Tensor | nn.Module) or not (isinstance(targets, Iterable) or callable(targets)):
             rule = "must be a kind, a regex, a function (name, module) -> bool, or several of them"
@@ -80,11 +82,35 @@ def stages_of(survey: Survey) -> list[list[str]]:
     return stages
 
 
-def _placement(survey: Survey, variant: Variant) -> tuple[set[str], str]:
+def _placement(survey: Survey, variant: Variant) -> dict[str, str]:
+    """Convolutions that the variant's own placement leaves static, each with the reason."""
     names = [site.name for site in survey.convolutions]
-    if variant.placement == "second_half":
-        return set(names[len(names) // 2 :]), f"first half by depth ({variant.name}'s default)"
-    return set(names[1:]), f"first convolution ({variant.name}'s default)"
+    if variant.placement == "all_but_first":
+        return dict.fromkeys(names[:1], f"first convolution ({variant.name}'s default)")
+    half = len(names) // 2
+    static = dict.fromkeys(names[:half], f"first half by depth ({variant.name}'s default)")
+    if names and _lone_shortcut(survey, names[half]):
+        static[names[half]] = f"shortcut of a block in the first half ({variant.name}'s default)"
+    return static
+
+
+def _lone_shortcut(survey: Survey, name: str) -> bool:
+    """Whether it is the last convolution of its block, and leads from the block's input to its output."""
+    block = survey.blocks.get(survey.sites[name].block or "")
+    inside = [site for site in survey.convolutions if block is not None and site.name in block.layers]
+    if len(inside) < 3 or inside[-1].name != name or inside[-1].kind != "pointwise":
+        return False
+    first, before, last = (inside[place].module for place in (0, -2, -1))
+    return bool(last.in_channels == first.in_channels and last.out_channels == before.out_channels)
+
+
+def _warn_of_linear_blocks(survey: Survey, variant: Variant) -> None:
+    if survey.blocks and not any(site.block for site in survey.convolutions):
+        warnings.warn(
+            f"plan: the {len(survey.blocks)} blocks of {type(survey.model).__name__} hold linear layers alone, and "
+            f'{variant.name} takes convolutions where targets is left out; pass targets="linear" or a regex on names',
+            stacklevel=4,
+        )
 
 
 def _default_reason(site: Site) -> str:

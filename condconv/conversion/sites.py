@@ -153,16 +153,17 @@ def layer_obstacle(module: nn.Module) -> str | None:
         return "lazy: run the network once to initialise it"
     if parametrize.is_parametrized(module):
         return "parametrised: torch.nn.utils.parametrize.remove_parametrizations first"
-    if set(module._parameters) != {"weight", "bias"} or module._parameters["weight"] is None:
-        return "its weight is computed by a hook (weight_norm, spectral_norm, pruning): remove that first"
+    if "forward" in vars(module) or not _keeps_arithmetic(module):
+        return f"{kind.__name__} computes something else than its torch.nn class (own forward)"
+    if "bias" not in module._parameters or module._parameters.get("weight") is None:
+        return "its weight or bias is computed by a hook (weight_norm, spectral_norm, pruning): remove that first"
     if not module.weight.is_floating_point():
         return f"weights of dtype {module.weight.dtype}"
     if module.weight.numel() == 0:
         return "no weights (zero channels)"
-    if "forward" in vars(module) or not _keeps_arithmetic(module):
-        return f"{kind.__name__} computes something else than its torch.nn class (own forward)"
-    if any(True for _ in module.children()) or any(True for _ in module.buffers()):
-        return f"{kind.__name__} holds modules or buffers of its own"
+    own = module._parameters.keys() - {"weight", "bias"}
+    if own or any(True for _ in module.children()) or any(True for _ in module.buffers()):
+        return f"{kind.__name__} holds modules, parameters or buffers of its own"
     return None
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from torch import Tensor
 
 _MOST_LABELS = 40
@@ -38,11 +39,17 @@ def label_classes(axes: Any, classes: Sequence[str], both: bool) -> None:
     """Name the classes at the axes, where there is room for it."""
     if len(classes) > _MOST_LABELS:
         return
-    # Class names are not trusted: "$" would be read as mathematics.
-    names = [name.replace("$", r"\$") for name in classes]
+    names = [drawable(name) for name in classes]
     axes.set_yticks(range(len(names)), names)
     if both:
         axes.set_xticks(range(len(names)), names, rotation=60, ha="right")
+
+
+def drawable(name: str) -> str:
+    """A class name as it can be drawn: "$" would be read as mathematics; letters that the font lacks get a number."""
+    font = get_font(findfont(FontProperties()))
+    letters = (letter if font.get_char_index(ord(letter)) else f"<U+{ord(letter):04X}>" for letter in name)
+    return "".join(letters).replace("$", r"\$")
 
 
 def png(figure: Figure) -> bytes:

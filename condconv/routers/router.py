@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from condconv.arguments import MOST_ELEMENTS, a_module, choice, integer, probability
 from condconv.coefficients import MIXING, Slices
+from condconv.context import only_runs
 from condconv.errors import argument_error
 from condconv.func_transforms import transformed
 from condconv.operators import available
@@ -137,7 +138,15 @@ class Router(nn.Module):
             x: (B, C, *space), any number of spatial dimensions, none included.
             previous: (B, m), the previous routing's coefficients, for a hierarchical router.
         """
-        coefficients = self.gate(self._logits(x, previous))
+        operands = self._operands(x) if previous is None else None
+        if operands is None:
+            coefficients = self.gate(self._logits(x, previous))
+        else:
+            gate: Any = self._modules["gate"]
+            if gate.fused and not self.training and not gate._forward_hooks and not torch.compiler.is_compiling():
+                fused: Tensor = torch.ops.condconv.pooled_linear.default(*operands, gate.fused, gate.divisor)
+                return fused
+            coefficients = gate(torch.ops.condconv.pooled_linear.default(*operands))
         if self.training and self.expert_dropout > 0:
             coefficients = self._drop(coefficients)
         return coefficients
@@ -150,17 +159,20 @@ class Router(nn.Module):
         kept = drop_experts(coefficients[:, span], self.expert_dropout, renormalise)
         return torch.cat([coefficients[:, : span.start], kept, coefficients[:, span.stop :]], dim=1)
 
+    def _operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """What the native operator makes logits of in one pass: x, matrix and bias; None where it cannot serve."""
+        # An nn.Module finds its attributes slowly; quantised and parametrised ones are not among its parameters.
+        body: Any = self._modules["body"]
+        if len(body._modules) != 1 or (self.training and self.dropout):
+            return None
+        held = next(iter(body._modules.values()))._parameters
+        weight, bias = held.get("weight"), held.get("bias")
+        return (x, weight, bias) if weight is not None and bias is not None and _fuses(x, weight, bias) else None
+
     def _logits(self, x: Tensor, previous: Tensor | None) -> Tensor:
         body = self.body
         first: Any = next(iter(body))  # The linear layer that sees the pooled input.
-        weight, bias = first.weight, first.bias
-        quantised = type(weight) is MethodType
-        if quantised:  # Dynamically, by torch: it takes f32.
-            weight = torch.empty(0)
-        plain = previous is None and len(body) == 1 and not (self.training and self.dropout)
-        if plain and not quantised and _fuses(x, weight, bias):
-            logits: Tensor = torch.ops.condconv.pooled_linear.default(x, weight, bias)
-            return logits
+        weight = torch.empty(0) if type(first.weight) is MethodType else first.weight  # Quantised, it takes f32.
         z = _global_average(x, weight)
         if previous is not None:
             z = torch.cat([z, previous.to(z.dtype)], dim=1)
@@ -198,15 +210,14 @@ def linear(z: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _fuses(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
     """Whether one native operator can pool x and multiply: in f32 on a CPU, for inference."""
-    if isinstance(x, torch.fx.Proxy) or torch.compiler.is_exporting():
+    if isinstance(x, torch.fx.Proxy) or not (x.is_cpu and x.dim() == 4 and x.dtype == weight.dtype == torch.float32):
         return False
-    if not (x.is_cpu and x.dim() == 4 and available()):
+    if only_runs():
+        return available()
+    if torch.compiler.is_exporting() or torch.autograd.forward_ad._current_level >= 0 or transformed():
         return False
-    if x.dtype != torch.float32 or weight.dtype != torch.float32 or torch.autograd.forward_ad._current_level >= 0:
-        return False
-    if transformed():
-        return False
-    return not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad))
+    differentiated = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad)
+    return available() and not differentiated
 
 
 # FX records these as one call each: what they ask of dtypes and ranks cannot be traced through.

@@ -8,6 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from condconv.analysis.drawing import coefficient_limit, nested
 from condconv.evaluation import figures
 from condconv.runs.metrics import EpochRow
 from condconv.tasks import Score
@@ -25,16 +26,17 @@ def learning_curves(rows: Sequence[EpochRow], score: Score, loss_title: str) -> 
         loss_axes: ("train_loss", "val_loss", 1.0),
         score_axes: (score.train_column, score.column, score.factor),
     }
-    for colour, network in zip(_COLOURS, dict.fromkeys(str(row["network"]) for row in rows), strict=False):
+    networks = list(dict.fromkeys(str(row["network"]) for row in rows))
+    for place, (colour, network) in enumerate(zip(_COLOURS, networks, strict=False)):
         mine = [row for row in rows if row["network"] == network]
         epochs = [int(row["epoch"]) for row in mine]
+        line = {"color": colour, "marker": "o" if len(mine) < 30 else "", **nested(place, len(networks))}
         for axes, (train, val, scale) in columns.items():
             for column, half, style in ((train, "training", "--"), (val, "validation", "-")):
                 if column not in mine[0]:
                     continue
                 values = [scale * float(row[column]) for row in mine]
-                label = f"{network}, {half}"
-                axes.plot(epochs, values, style, color=colour, label=label, marker="." if len(mine) < 30 else None)
+                axes.plot(epochs, values, style, label=f"{network}, {half}", **line)
     loss_axes.set(xlabel="epoch", ylabel=loss_title, title="Loss")
     score_axes.set(xlabel="epoch", ylabel=f"{score.title} / {score.unit}", title=score.heading)
     for axes in (loss_axes, score_axes):
@@ -53,9 +55,9 @@ def routing_heat_map(routing: Mapping[str, Tensor], classes: Sequence[str]) -> b
     height = min(2.0 + 0.3 * len(classes), 12)
     figure = Figure(figsize=(4.0 * len(chosen) + 1, height), layout="constrained")
     panels = figure.subplots(1, len(chosen), squeeze=False, sharey=True)[0]
-    top = max(float(routing[name].nan_to_num().max()) for name in chosen)
+    top = coefficient_limit(routing.values())
     for axes, name in zip(panels, chosen, strict=True):
-        image = axes.imshow(routing[name].numpy(), vmin=0, vmax=max(1.0, top), cmap="cividis", aspect="auto")
+        image = axes.imshow(routing[name].numpy(), vmin=0, vmax=top, cmap="cividis", aspect="auto")
         axes.set(xlabel="expert", title=name)
         axes.title.set_fontsize(9)
         axes.set_xticks(range(routing[name].shape[1]))

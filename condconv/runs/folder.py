@@ -6,6 +6,7 @@ import csv
 import errno
 import io
 import itertools
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -90,6 +91,11 @@ class RunFolder:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+    def discard_unstarted(self) -> None:
+        """Remove the folder where nothing came of the run: no epoch, and no checkpoint to go on from."""
+        if not any((self.path / "checkpoints").iterdir()) and not (self.path / "metrics.csv").exists():
+            shutil.rmtree(self.path)
 
     @property
     def config(self) -> Path:

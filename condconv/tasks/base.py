@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -131,6 +131,10 @@ class Task(ABC):
     def recipe(self, source: Source) -> str | None:
         """The recipe that is taken where neither a recipe nor a model is named."""
         return None
+
+    def notices(self, source: Source) -> Iterator[str]:
+        """What to know of the data before the first step, a line for each."""
+        return iter(())
 
     @abstractmethod
     def network_arguments(self, source: Source) -> dict[str, Any]:

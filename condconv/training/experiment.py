@@ -101,8 +101,8 @@ class Experiment:
         self.workers = workers
         self.specs = plan_networks(self.task, self.source)
         self._health: list[EpochRow] = []
-        for advice in overhead_advice(self.task, self.source, self.specs):
-            console.notice(advice)
+        for notice in (*self.task.notices(self.source), *overhead_advice(self.task, self.source, self.specs)):
+            console.notice(notice)
         if config.base_batch is not None:
             peak = peak_learning_rate(config, self.global_batch)
             console.notice(

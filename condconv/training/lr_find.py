@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,6 +90,19 @@ def suggestion(points: Sequence[Point]) -> float:
             "more --steps"
         )
     return points[best].lr / 10
+
+
+def doubt(points: Sequence[Point]) -> str | None:
+    """Why this may be noise: the smoothed loss fell by less than two standard deviations of a step. Or None."""
+    best = min(range(len(points)), key=lambda i: points[i].smoothed)
+    fall = points[0].smoothed - points[best].smoothed
+    noise = statistics.pstdev(point.loss - point.smoothed for point in points[: best + 1])
+    if fall >= 2 * noise:
+        return None
+    return (
+        f"the smoothed loss fell by {fall:.3g} only, and steps differ from it by {noise:.3g}: the suggestion may be "
+        "noise; take more images, a larger --batch-size or more --steps"
+    )
 
 
 def to_csv(points: Sequence[Point]) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 from torch import Tensor
 
 from condconv.analysis import Analysis, advise
+from condconv.analysis.collect import Accuracy
 from tests.analysis.networks import random_analysis, synthetic_analysis
 
 
@@ -31,6 +33,16 @@ def test_constant_routing_is_to_be_folded() -> None:
     assert kinds(two_layers(constant)) == [("fold to static", "suspect")]
     varied = torch.full((50, 4), 0.5) + 0.3 * torch.rand(50, 4)
     assert kinds(two_layers(varied)) == []
+
+
+@pytest.mark.parametrize(("right", "trained"), [(17, False), (23, False), (24, True), (50, True)])
+def test_a_network_at_chance_is_to_be_trained_and_neither_folded_nor_pruned(right: int, trained: bool) -> None:
+    constant = torch.full((50, 4), 0.5)
+    constant[:, 0] = 0.0
+    analysis = two_layers(constant)
+    analysis.collection.accuracy = Accuracy(right, 50)  # chance is 16.7 of 50, and its standard deviation 3.3
+    found = [kind for kind, _ in kinds(analysis)]
+    assert found == (["fold to static", "drop experts"] if trained else ["train the network"])
 
 
 def test_dead_experts_are_to_be_dropped_and_named() -> None:

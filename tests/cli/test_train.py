@@ -195,6 +195,7 @@ def test_damaged_images_are_skipped_when_asked(tmp_path: Path, fails: Fails) -> 
         "--batch-size", "128", "--device", "cpu", "--out", str(tmp_path / "runs"),
     )  # fmt: skip
     assert f"{bad}: cannot be decoded" in fails(*arguments)
+    assert not list((tmp_path / "runs").iterdir()), "a run that did not start leaves nothing"
     done = condconv(*arguments, "--skip-bad-images", "--name", "skipped", prepare=[quick])
     assert done.returncode == 0, done.stderr
     assert "notice: skipped 1 damaged samples" in done.stdout

@@ -54,6 +54,23 @@ class OwnConvolution(nn.Conv2d):
         return super()._conv_forward(x, weight - weight.mean(), bias)
 
 
+class Standardised(nn.Conv2d):
+    """Its weight is standardised in each call, and scaled by a parameter of its own."""
+
+    def __init__(self, *arguments: int) -> None:
+        super().__init__(*arguments)
+        self.gain = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.gain * (self.weight - self.weight.mean()), self.bias)
+
+
+class Labelled(nn.Conv2d):
+    def __init__(self, *arguments: int) -> None:
+        super().__init__(*arguments)
+        self.label = nn.Parameter(torch.ones(1))
+
+
 def patched() -> nn.Module:
     layer = nn.Conv2d(3, 3, 1)
     layer.forward = lambda x: x  # type: ignore[method-assign]
@@ -85,8 +102,10 @@ SKIPPED: dict[str, tuple[Callable[[], nn.Module], str, bool]] = {
     "tied": (tied, "shares its parameters with 0.", False),
     "own forward": (lambda: OwnForward(3, 3, 1), "OwnForward computes something else", False),
     "own _conv_forward": (lambda: OwnConvolution(3, 3, 1), "OwnConvolution computes something else", False),
+    "standardised": (lambda: Standardised(3, 3, 1), "Standardised computes something else.*own forward", False),
+    "own parameter": (lambda: Labelled(3, 3, 1), "Labelled holds modules, parameters or buffers", False),
     "patched forward": (patched, "computes something else", False),
-    "weight norm": (weight_norm, "its weight is computed by a hook", False),
+    "weight norm": (weight_norm, "its weight or bias is computed by a hook", False),
     "parametrised": (lambda: parametrizations.weight_norm(nn.Conv2d(3, 3, 1)), "parametrised: .*remove_param", False),
     "pruned": (lambda: prune.l1_unstructured(nn.Conv2d(3, 3, 1), "weight", 1), "computed by a hook", False),
     "lazy": (lambda: nn.LazyConv2d(3, 1), "lazy: run the network once", False),

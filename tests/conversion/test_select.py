@@ -74,6 +74,46 @@ def test_default_of_condconv_is_the_second_half() -> None:
     assert converted(None) == tuple(names[8:])
 
 
+class Residual(nn.Module):
+    def __init__(self, before: int, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.shortcut = nn.Identity() if before == channels else nn.Conv2d(before, channels, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.conv2(torch.relu(self.conv1(x))) + self.shortcut(x))
+
+
+@pytest.mark.parametrize("size", [None, SIZE])
+def test_a_shortcut_is_not_converted_without_its_block(size: tuple[int, ...] | None) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), Residual(4, 4), Residual(4, 8), Residual(8, 8), Residual(8, 8))
+    plan = condconv.plan(net, input_size=size)  # ten convolutions, and the sixth is the shortcut
+    assert plan.converted == ("3.conv1", "3.conv2", "4.conv1", "4.conv2")
+    assert "shortcut of a block in the first half" in str(plan)
+    wider = nn.Sequential(*net[:3], Residual(8, 8))  # eight, and the fifth is the convolution before it
+    assert condconv.plan(wider, input_size=size).converted == ("2.conv2", "2.shortcut", "3.conv1", "3.conv2")
+
+
+class Mixer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(16, 8), nn.Linear(8, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.outer(torch.relu(self.inner(x)))
+
+
+@pytest.mark.parametrize("size", [None, SIZE])
+def test_networks_whose_blocks_are_linear_are_told_that_the_default_takes_convolutions(
+    size: tuple[int, ...] | None,
+) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.Flatten(2), Mixer(), Mixer())
+    with pytest.warns(UserWarning, match="the 2 blocks of Sequential hold linear layers alone.*pass targets"):
+        assert condconv.plan(net, input_size=size).converted == ("0",)
+    assert len(condconv.plan(net, targets="linear", input_size=size).converted) == 4
+
+
 def test_default_of_dynamic_convolution_is_all_but_the_first() -> None:
     names = converted(None, "dynamic_convolution")
     assert len(names) == 16 and "stem" not in names and "head" not in names

@@ -11,6 +11,7 @@ from condconv.cli.main import main
 from condconv.data import Source, TensorImages, open_source
 from condconv.errors import ArgumentError, DataError
 from condconv.evaluation.evaluate import evaluate
+from condconv.evaluation.figures import confusion_matrix, drawable
 from condconv.runs.config import TrainConfig
 from condconv.tasks import task_of
 from condconv.tasks.classify.evaluation_report import headline, write_evaluation
@@ -39,6 +40,19 @@ class _Table(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.logits[(255 * images[:, 0, 0, 0]).round().long()]
+
+
+def test_classes_without_validation_images_are_named() -> None:
+    assert list(CLASSIFY.notices(source_of([0, 1, 2, 2], classes=3))) == []
+    (notice,) = CLASSIFY.notices(source_of([0, 2], classes=4))
+    assert "2 of 4 classes have no validation images ($1$, $3$)" in notice
+    (notice,) = CLASSIFY.notices(source_of([9]))
+    assert "($0$, $1$, $2$, $3$, $4$, …)" in notice
+
+
+def test_letters_without_a_glyph_are_numbered() -> None:
+    assert drawable("cost $5 \U0001f9a9") == r"cost \$5 <U+1F9A9>"
+    assert confusion_matrix({"network": torch.eye(2)}, ("\U0001f9a9", "\U0001f9ab"))[:4] == b"\x89PNG"
 
 
 def test_accuracies_confusions_and_mistakes() -> None:

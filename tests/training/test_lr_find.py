@@ -7,7 +7,7 @@ import pytest
 
 from condconv.cli.main import main
 from condconv.errors import ArgumentError
-from condconv.training.lr_find import Point, suggestion
+from condconv.training.lr_find import Point, doubt, suggestion
 
 
 def points(*smoothed: float) -> list[Point]:
@@ -20,6 +20,15 @@ def test_the_suggestion_is_a_tenth_of_the_rate_of_the_smallest_loss() -> None:
     for losses, message in wrong.items():
         with pytest.raises(ArgumentError, match=message):
             suggestion(points(*losses))
+
+
+def test_a_fall_within_the_noise_is_doubted() -> None:
+    smoothed = [2.0, 1.9, 1.8, 1.7, 2.5]
+    quiet, loud = (
+        [Point(1.0, loss + noise * (-1) ** i, loss) for i, loss in enumerate(smoothed)] for noise in (0.1, 0.2)
+    )
+    assert doubt(quiet) is None
+    assert "fell by 0.3 only, and steps differ from it by 0.2" in str(doubt(loud))
 
 
 def test_the_rate_grows_from_step_to_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

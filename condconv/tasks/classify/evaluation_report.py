@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from condconv.data import Source
 from condconv.evaluation.evaluate import Evaluation
-from condconv.evaluation.figures import confusion_matrix
+from condconv.evaluation.figures import confusion_matrix, drawable
 from condconv.files import whole_folder
 from condconv.tables import visible, write_csv
 from condconv.tasks.classify.evaluator import TOP, Classified
@@ -96,6 +96,6 @@ def _class_rows(names: Sequence[str], found: Classified) -> list[tuple[str, int,
 
 
 def _plain(name: str) -> str:
-    """A class name that matplotlib does not read as mathematics, and that fits above a picture."""
+    """A class name that can be drawn, and that fits above a picture."""
     short = name if len(name) <= 24 else f"{name[:23]}…"
-    return short.replace("$", r"\$")
+    return drawable(short)

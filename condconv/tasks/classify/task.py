@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,8 @@ from condconv.tasks.classify.evaluator import ClassificationEvaluator, Classifie
 from condconv.tasks.classify.prediction import check_format, predict
 
 SMALL_RECIPE = "small_images"
+NAMED = 5
+"""How many names a notice lists."""
 
 
 class Classification(Task):
@@ -33,10 +35,10 @@ class Classification(Task):
 
     name = "classify"
     score = SCORE
-    training_columns = ("train_accuracy",)
-    validation_columns = ("val_loss", "val_accuracy")
+    training_columns: ClassVar[tuple[str, ...]] = ("train_accuracy",)
+    validation_columns: ClassVar[tuple[str, ...]] = ("val_loss", "val_accuracy")
     loss_title = "cross-entropy (training: with label smoothing)"
-    unused = ("degradations",)
+    unused: ClassVar[tuple[str, ...]] = ("degradations",)
     predictions = "predictions.csv"
     left_out = "its row is empty"
     evaluates = "what it gets right and wrong, class by class"
@@ -80,6 +82,21 @@ class Classification(Task):
         """The labels."""
         labels: Tensor = batch[1]
         return labels
+
+    def notices(self, source: Source) -> Iterator[str]:
+        """Classes whose accuracy stays unknown."""
+        images = self.validated(source).tolist()
+        empty = [name for name, number in zip(source.classes, images, strict=True) if number == 0]
+        if empty:
+            named = ", ".join(empty[:NAMED]) + (", …" if len(empty) > NAMED else "")
+            yield (
+                f"notice: {len(empty)} of {len(source.classes)} classes have no validation images ({named}): "
+                "nothing says how well they are learned; validate on some of each"
+            )
+
+    def validated(self, source: Source) -> Tensor:
+        """How many validation images each class has: (classes,)."""
+        return source.val.labels.bincount(minlength=len(source.classes))
 
     def recipe(self, source: Source) -> str | None:
         """That of small images, where they are small."""

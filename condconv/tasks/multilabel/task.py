@@ -63,6 +63,10 @@ class MultiLabel(Classification):
         counts: Tensor = known(tags) & (tags == 1).any(dim=1)
         return first.masked_fill(~counts, IGNORED)
 
+    def validated(self, source: Source) -> Tensor:
+        """How many validation images have each class: (classes,)."""
+        return torch.stack([source.val.target(place) for place in range(len(source.val))]).sum(dim=0)
+
     def loss(self, output: Any, batch: Batch) -> Tensor:
         """Binary cross-entropy, the mean over images and classes."""
         return F.binary_cross_entropy_with_logits(output, batch[1].to(output))
