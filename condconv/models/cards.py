@@ -45,7 +45,7 @@ def model_card(
     about = ModelCardData(
         library_name="condconv",
         tags=["condconv", "image-classification"],
-        license=license.lower() or None,
+        license=str(license).lower() or None,
         model_name=title,
         eval_results=[
             EvalResult(

@@ -72,7 +72,10 @@ class NetworkBuilder:
 
     def start(self, network: str) -> Start | None:
         """The weights that a network begins with; None for fresh ones."""
-        return None if self.fresh else find_start(self.config, network, self.arguments)
+        if self.fresh or self.config.pretrained is None:
+            return None
+        torch.manual_seed(self.config.seed)  # published weights come with a new classifier, the same for all networks
+        return find_start(self.config, network, self.arguments)
 
     def _fresh_static(self, widening: float = 1.0) -> nn.Module:
         torch.manual_seed(self.config.seed)

@@ -38,10 +38,10 @@ class Start:
 
 
 def find_start(config: TrainConfig, network: str, arguments: Mapping[str, Any]) -> Start | None:
-    """The weights that a network of a run begins with; None for fresh ones.
+    """The weights that a network of a run begins with; None where a run has none for it.
 
     Args:
-        config: its `pretrained` says which.
+        config: its `pretrained`, which is set, says which.
         network: "conditional" or "static".
         arguments: of `create_model`, for published weights: new classifiers and first layers are made there.
 
@@ -49,8 +49,7 @@ def find_start(config: TrainConfig, network: str, arguments: Mapping[str, Any]) 
         CheckpointError: no such weights, or damaged ones.
         ArgumentError: none are published for the model, or not for what the arguments change.
     """
-    if config.pretrained is None:
-        return None
+    assert config.pretrained is not None
     if config.pretrained == PUBLISHED:
         return _published(config.model, network, arguments)
     path = Path(config.pretrained).expanduser()

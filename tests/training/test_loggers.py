@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from condconv.cli.main import main
+from condconv.runs.config import TrainConfig
 from condconv.training import loggers
+from condconv.training.callbacks import EpochRows
 from tests.cli.runner import SMALL, metrics, quick
 
 RUN = (*SMALL, "--variant", "none", "--limit-train", "16", "--workers", "0")
@@ -87,7 +89,10 @@ def test_a_resumed_run_goes_on_with_the_loggers_own(tmp_path: Path, monkeypatch:
 
     state = read_checkpoint(tmp_path / "small-1" / "checkpoints" / "static.ckpt")["callbacks"]
     assert next(value for name, value in state.items() if "EpochLogger" in name) == {"id": "the-run"}
-    assert asked == [None]
+    resumed = loggers.EpochLogger(TrainConfig(data="x", logger="wandb"), tmp_path, EpochRows("static", print), print)
+    resumed.load_state_dict({"id": "the-run"})
+    resumed.on_train_start(None, None)  # type: ignore[arg-type]
+    assert asked == [None, "the-run"] and resumed.state_dict() == {"id": "the-run"}
 
 
 @pytest.mark.parametrize(("name", "extra"), [("wandb", "wandb"), ("mlflow", "mlflow"), ("tensorboard", "train")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,10 +71,12 @@ class TagEvaluator(nn.Module):
         # (classes, 5): true positives, false positives, true negatives, false negatives, images that have the class.
         counts = self.stats.compute().cpu()
         having = counts[:, 4]
-        precision, f1 = (
-            metric.compute().cpu().float().masked_fill(having == 0, float("nan"))
-            for metric in (self.precision, self.f1)
-        )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "No positive samples")  # said here by NaN
+            precision, f1 = (
+                metric.compute().cpu().float().masked_fill(having == 0, float("nan"))
+                for metric in (self.precision, self.f1)
+            )  # fmt: skip
         return Tagged(self.source.classes, precision, f1, having, int(counts[0, :4].sum()))
 
 
