@@ -85,9 +85,17 @@ class EpochLogger(pl.Callback):
         self.id = state_dict["id"]
 
     def _close(self, status: str) -> None:
-        if self.logger is not None:
-            self._guarded(lambda: self.logger.finalize(status))
-            self.logger = None
+        logger, self.logger = self.logger, None
+        if logger is None:
+            return
+
+        def end() -> None:
+            logger.finalize(status)
+            finish = getattr(getattr(logger, "experiment", None), "finish", None)
+            if finish is not None:  # Weights & Biases: the next network would go on with this one's run
+                finish()
+
+        self._guarded(end)
 
     def _guarded(self, action: Callable[[], None]) -> None:
         try:

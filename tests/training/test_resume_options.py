@@ -1,5 +1,5 @@
-"""What surrounds a run is resumed exactly too: weights that it begins with, a folder that is split, weights of the loss,
-a logger, the best epoch.
+"""What surrounds a run is resumed exactly too: weights that it begins with, a folder that is split, weights of the
+loss, a logger, the best epoch.
 """
 
 from __future__ import annotations

@@ -203,7 +203,7 @@ class ClassificationMeter(nn.Module):
         keep = labels != IGNORED
         if not bool(keep.any()):
             return
-        self.loss.update(F.cross_entropy(output[keep].float(), labels[keep]), int(keep.sum()))
+        self.loss.update(F.cross_entropy(output[keep].float(), labels[keep], reduction="none"))
         self.accuracy.update((output.argmax(dim=1) == labels)[keep].float())
 
     def compute(self) -> dict[str, float]:

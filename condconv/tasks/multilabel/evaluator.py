@@ -98,8 +98,8 @@ class TagMeter(nn.Module):
         keep = known(batch[1])
         if not bool(keep.any()):
             return
-        loss = F.binary_cross_entropy_with_logits(output[keep].float(), batch[1][keep])
-        self.loss.update(loss, int(keep.sum()))
+        logits, wanted = output[keep].float(), batch[1][keep]
+        self.loss.update(F.binary_cross_entropy_with_logits(logits, wanted, reduction="none"))
         self.tags.add(output, batch)
 
     def compute(self) -> dict[str, float]:

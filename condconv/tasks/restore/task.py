@@ -154,7 +154,7 @@ class RestorationMeter(nn.Module):
         if not bool(keep.any()):
             return
         restored, clean = output[keep].float(), batch[1][keep]
-        self.loss.update(F.mse_loss(restored, clean), len(clean))
+        self.loss.update(F.mse_loss(restored, clean).expand(len(clean)))
         self.psnr.update(psnr(restored, clean))
         self.ssim.update(ssim(restored, clean))
 
