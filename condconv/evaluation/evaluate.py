@@ -108,7 +108,7 @@ def evaluate(
         if layers:
             with record_routing(network) as routing:
                 output = task.run(network, on_device)
-            parts, groups = routing.parts(), task.group_of(batch)
+            parts, groups = routing.parts(len(batch[0])), task.group_of(batch)
             statistics.update(parts, groups)
             if collector is not None:
                 collector.observe(on_device[0], groups, batch[2], batch[3], output, parts)

@@ -31,7 +31,7 @@ class MultiLabel(Classification):
     training_columns = ()
     validation_columns = ("val_loss", "val_map", "val_f1")
     loss_title = "binary cross-entropy"
-    unused = ("degradations", "mixup", "label_smoothing", "balance", "val_dir", "conditions")
+    unused = ("degradations", "detection_loss", "mixup", "label_smoothing", "balance", "val_dir", "conditions")
     evaluates = "average precision, class by class"
 
     def open(self, data: str, *, skip_bad: bool = False) -> Source:

@@ -39,7 +39,7 @@ class Restoration(Task):
     unused = (
         *OF_LABELS,  # of classes of whole images
         "num_classes", "random_crop", "auto_augment", "conditions", "mixup", "label_smoothing", "dropout", "drop_path",
-        "output_stride",
+        "output_stride", "detection_loss",
     )  # fmt: skip
     predictions = "restored"
     left_out = "nothing is written for it"
