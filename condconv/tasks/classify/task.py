@@ -36,7 +36,7 @@ class Classification(Task):
 
     name = "classify"
     score = SCORE
-    training_columns: ClassVar[tuple[str, ...]] = ("train_accuracy",)
+    training_columns: tuple[str, ...] = ("train_accuracy",)
     validation_columns: ClassVar[tuple[str, ...]] = ("val_loss", "val_accuracy")
     loss_title = "cross-entropy (training: with label smoothing)"
     unused: ClassVar[tuple[str, ...]] = ("degradations", "detection_loss")
