@@ -39,7 +39,7 @@ def settled(model: nn.Module, images: Tensor) -> nn.Module:
     make_telling(model, (images,))
     for module in model.modules():
         if isinstance(module, condconv.SoftmaxGate):
-            module.set_temperature(1.5)
+            module.anneal(1.5)
     return model.eval()
 
 

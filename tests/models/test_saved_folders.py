@@ -116,7 +116,8 @@ def edit(folder: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"format_version": 3, "condconv_version": "9.0"}, "format_version=3 is newer .*written by 9.0: upgrade"),
+        ({"format_version": 4, "condconv_version": "9.0"}, "format_version=4 is newer .*written by 9.0: upgrade"),
+        ({"inference_form": {"rest": "f32"}}, "describes no network that can be built"),
         ({"format_version": "1"}, "format_version='1' must be a whole number"),
         ({"format": "other"}, "not a configuration of this package"),
         ({"name": 3}, "'name' must be a text"),

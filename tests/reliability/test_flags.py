@@ -24,6 +24,7 @@ USUAL = {
     "sweep": ["nowhere.yaml"], "eval": ["nowhere", "--data", "nowhere/at/all"], "predict": ["nowhere", "nothing.jpg"],
     "shard": ["nowhere"], "models": [], "convert": ["nowhere-at-all"], "count": ["nowhere-at-all"],
     "analyze": ["nowhere", "--data", "nowhere/at/all"], "export": ["nowhere-at-all", "--out", "net.onnx"],
+    "compress": ["nowhere", "--data", "nowhere/at/all"],
 }  # fmt: skip
 
 
