@@ -36,8 +36,8 @@ class Classification(Task):
 
     name = "classify"
     score = SCORE
-    training_columns: tuple[str, ...] = ("train_accuracy",)
-    validation_columns: ClassVar[tuple[str, ...]] = ("val_loss", "val_accuracy")
+    training_columns: ClassVar[tuple[str, ...]] = ("train_accuracy",)
+    validation_columns: tuple[str, ...] = ("val_loss", "val_accuracy")
     loss_title = "cross-entropy (training: with label smoothing)"
     unused: ClassVar[tuple[str, ...]] = ("degradations", "detection_loss")
     predictions = "predictions.csv"
