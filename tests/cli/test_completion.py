@@ -15,8 +15,8 @@ from condconv.cli.main import VERBS, main
 
 def test_every_verb_with_its_options() -> None:
     (verbs,) = (action for action in every_verb()._actions if action.choices is not None)
-    assert list(verbs.choices) == list(VERBS)  # type: ignore[arg-type]
-    train = verbs.choices["train"]._option_string_actions  # type: ignore[index, call-overload]
+    assert list(verbs.choices) == list(VERBS)
+    train = verbs.choices["train"]._option_string_actions
     assert {"--data", "--pretrained", "--no-report", "--resume", "--config"} <= train.keys()
     assert not any("_" in option for option in train)
 

@@ -121,7 +121,7 @@ def test_several_labels_for_an_image(folder: Path) -> None:
     assert source.train.target(0).tolist() == [1, 1, 0] and source.train.target(1).tolist() == [0, 0, 0]
     assert source.val.target(0).tolist() == [0, 1, 1]
     assert source.train.labels.tolist() == [0, -1, 2]
-    assert isinstance(source.train.images, TaggedImages)  # type: ignore[attr-defined]
+    assert isinstance(source.train.images, TaggedImages)
 
 
 def test_parquet_is_read_too_and_a_missing_package_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,7 @@ def test_one_folder_is_split_by_class_and_always_the_same(tmp_path: Path) -> Non
     files = [half.where(place) for half in (source.train, source.val) for place in range(len(half))]
     assert sorted(files) == sorted(str(path) for path in flat.rglob("*.jpg"))
     again = open_source(str(flat), val_fraction=0.3)
-    assert torch.equal(again.val.indices, source.val.indices)  # type: ignore[attr-defined]
+    assert torch.equal(again.val.indices, source.val.indices)
     shutil.rmtree(tmp_path / "val")
     assert len(open_source(str(tmp_path), val_fraction=0.3).val) == 7  # of train/
 

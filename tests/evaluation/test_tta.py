@@ -37,7 +37,7 @@ def test_mean_probabilities_are_what_the_table_has(pets: Path, tmp_path: Path) -
     _, source = load_trained(pets / "run-1", "conditional", open_source(str(pets / "pets")))
     view = task_of(TrainConfig(data="")).view(source, train=False)
     for place, row in enumerate(rows):
-        image = view[(0, place)].image[None]  # type: ignore[index]
+        image = view[(0, place)].image[None]
         with torch.no_grad():
             mean = (model(image).softmax(dim=1) + model(image.flip(-1)).softmax(dim=1)) / 2
         answer = {row[f"class_{rank}"]: float(row[f"probability_{rank}"]) for rank in (1, 2)}
@@ -51,11 +51,11 @@ def test_a_mirrored_set_gets_the_same_answers_and_routing_is_not_mirrored(pets: 
 
     class Mirrored(type(task)):  # type: ignore[misc]
         def run(self, network: object, batch: list[torch.Tensor]) -> torch.Tensor:
-            return super().run(network, [batch[0].flip(-1), *batch[1:]])  # type: ignore[no-any-return]
+            return super().run(network, [batch[0].flip(-1), *batch[1:]])
 
-    plain = evaluate(network, source, task, **how)  # type: ignore[arg-type]
-    both = evaluate(network, source, task, tta=True, **how)  # type: ignore[arg-type]
-    turned = evaluate(network, source, Mirrored(task.config), tta=True, **how)  # type: ignore[arg-type]
+    plain = evaluate(network, source, task, **how)
+    both = evaluate(network, source, task, tta=True, **how)
+    turned = evaluate(network, source, Mirrored(task.config), tta=True, **how)
     assert torch.equal(both.found.confusion, turned.found.confusion)
     assert all(torch.equal(both.routing[name], plain.routing[name]) for name in plain.routing)
 

@@ -44,7 +44,7 @@ def builder(source: Source, **settings: Any) -> NetworkBuilder:
 
 
 def features(model: nn.Module) -> torch.Tensor:
-    return model.eval().forward_features(IMAGE)  # type: ignore[operator, no-any-return]
+    return model.eval().forward_features(IMAGE)
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_a_run_goes_on_with_its_own_networks(tmp_path: Path, few: Source) -> Non
 def test_a_saved_network_and_what_it_was_normalised_by(tmp_path: Path, few: Source) -> None:
     source = open_source("digits")
     model = builder(source, variant="none", seed=3).static()
-    condconv.models.trained_on.note_images(model, {  # type: ignore[attr-defined]
+    condconv.models.trained_on.note_images(model, {
         "input_size": (1, 8, 8), "mean": (0.1,), "std": (0.2,), "label_names": source.classes, "native": True,
     })  # fmt: skip
     condconv.save_pretrained(model, tmp_path / "saved")
@@ -111,8 +111,8 @@ def test_published_weights_come_with_new_classes_and_channels(published: nn.Modu
     source = replace(few, image_size=(64, 64), native=False)
     made = builder(source, model="resnet10t", pretrained="published", output_stride=None)
     static = made.static()
-    assert torch.equal(static.layer1[0].conv1.weight, published.layer1[0].conv1.weight)  # type: ignore[index, union-attr]
-    assert static.fc.weight.shape[0] == 4 and static.conv1[0].weight.shape[1] == 1  # type: ignore[index, union-attr]
+    assert torch.equal(static.layer1[0].conv1.weight, published.layer1[0].conv1.weight)
+    assert static.fc.weight.shape[0] == 4 and static.conv1[0].weight.shape[1] == 1
     image = torch.rand(2, 1, 64, 64)
     torch.testing.assert_close(made.conditional().eval()(image), static.eval()(image), atol=1e-4, rtol=1e-4)
     (line,) = about_start(made.start("static"), source)

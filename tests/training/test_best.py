@@ -64,8 +64,8 @@ def test_the_best_weights_are_those_of_that_epoch(tmp_path: Path, monkeypatch: p
     end = BestEpoch.on_train_epoch_end
 
     def watched(self: BestEpoch, trainer: object, module: object) -> None:
-        of_epoch.append({name: tensor.clone() for name, tensor in module.result.state_dict().items()})  # type: ignore[attr-defined]
-        end(self, trainer, module)  # type: ignore[arg-type]
+        of_epoch.append({name: tensor.clone() for name, tensor in module.result.state_dict().items()})
+        end(self, trainer, module)
         kept.append(load_file(tmp_path / "small-1" / "conditional-best.safetensors"))
 
     monkeypatch.setattr(BestEpoch, "on_train_epoch_end", watched)

@@ -37,7 +37,7 @@ def test_a_terminal_sees_images_rate_loss_and_the_time_left(
     said = capsys.readouterr().out
     lines = plain(said).replace("\r", "\n").splitlines()
     first = [line for line in lines if line.startswith("epoch 1/2")]
-    assert [re.search(r"(\d+)/80", line)[1] for line in first] == [str(8 * step) for step in range(11)]  # type: ignore[index]
+    assert [re.search(r"(\d+)/80", line)[1] for line in first] == [str(8 * step) for step in range(11)]
     assert all(re.search(r"loss \d+\.\d{4} ETA ", line) for line in first)
     assert re.search(r"[\d,]+ images/s", first[-1])
     assert any(line.startswith("validation") for line in lines)

@@ -91,7 +91,7 @@ def test_a_resumed_run_goes_on_with_the_loggers_own(tmp_path: Path, monkeypatch:
     assert next(value for name, value in state.items() if "EpochLogger" in name) == {"id": "the-run"}
     resumed = loggers.EpochLogger(TrainConfig(data="x", logger="wandb"), tmp_path, EpochRows("static", print), print)
     resumed.load_state_dict({"id": "the-run"})
-    resumed.on_train_start(None, None)  # type: ignore[arg-type]
+    resumed.on_train_start(None, None)
     assert asked == [None, "the-run"] and resumed.state_dict() == {"id": "the-run"}
 
 
