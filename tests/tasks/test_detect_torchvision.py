@@ -51,7 +51,7 @@ def test_it_trains_and_detects(name: str, boxes: Path, tmp_path: Path, monkeypat
 
 
 def task_with(boxes: Path, **settings: object) -> Task:
-    return task_of(TrainConfig(data=str(boxes), task="detect", model=SSDLITE, input_size=64, **settings))  # type: ignore[arg-type]
+    return task_of(TrainConfig(data=str(boxes), task="detect", model=SSDLITE, input_size=64, **settings))
 
 
 def test_weights_come_from_a_file_and_are_upcycled_exactly(boxes: Path, tmp_path: Path) -> None:
