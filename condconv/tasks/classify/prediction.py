@@ -80,7 +80,7 @@ def predict(task: Task, request: Request, probabilities: Callable[[Tensor], Tens
             first = _begin(growing, _identity(request.network, source, top_k, request.tta))
             with growing.open("a", encoding="utf-8") as file:
                 request.progress(first, len(source.val))
-                for answers in _answers(task, request, probabilities, first, top_k):
+                for answers in _answers(task, request, first, top_k, probabilities):
                     file.writelines(f"{json.dumps(answer)}\n" for answer in answers)
                     file.flush()
                     first += len(answers)
@@ -94,7 +94,7 @@ def predict(task: Task, request: Request, probabilities: Callable[[Tensor], Tens
 
 @torch.inference_mode()
 def _answers(
-    task: Task, request: Request, probabilities: Callable[[Tensor], Tensor], first: int, top_k: int
+    task: Task, request: Request, first: int, top_k: int, probabilities: Callable[[Tensor], Tensor]
 ) -> Iterator[list[Answer]]:
     """Batch by batch, from the image numbered `first` on."""
     source = request.source
