@@ -52,7 +52,7 @@ def build(name: str, given: Mapping[str, Any]) -> nn.Module:
     return route_over_images(model)
 
 
-class _AsGiven(GeneralizedRCNNTransform):  # type: ignore[misc]
+class _AsGiven(GeneralizedRCNNTransform):
     """Normalises and batches images, and leaves their size as it is."""
 
     @classmethod
