@@ -13,10 +13,28 @@ from typing import Generic, TypeVar
 
 import torch
 
+from condconv.func_transforms import transformed
+
 T = TypeVar("T")
 
 TRACED = torch.__version__ >= "2.14"
 """Whether torch.compile traces context variables. An older one gets an attribute, which all threads see."""
+
+
+_variables: list[ContextVar[tuple[object, ...]]] = []
+"""Of all stacks."""
+
+
+def only_runs() -> bool:
+    """Whether a forward pass is all that happens here: no gradient, trace, transform, cast, nor block of ours."""
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch._C._is_any_autocast_enabled():
+        return False
+    for variable in _variables:
+        if variable.get():
+            return False
+    return not (
+        transformed() or torch._C._get_tracing_state() is not None or torch.autograd.forward_ad._current_level >= 0
+    )
 
 
 class ContextStack(Generic[T]):
@@ -27,6 +45,7 @@ class ContextStack(Generic[T]):
 
     def __init__(self, name: str) -> None:
         self._variable: ContextVar[tuple[T, ...]] = ContextVar(name, default=())
+        _variables.append(self._variable)  # type: ignore[arg-type]
         self._attribute: tuple[T, ...] = ()
 
     def values(self) -> tuple[T, ...]:
@@ -39,13 +58,14 @@ class ContextStack(Generic[T]):
     def holding(self, value: T) -> Iterator[T]:
         """Let a value hold inside the block."""
         before = self._variable.get()
-        self._set((*before, value))
+        self.set((*before, value))
         try:
             yield value
         finally:
             # Not by a token: a generator that holds a block may be closed in another context than it began in.
-            self._set(before)
+            self.set(before)
 
-    def _set(self, values: tuple[T, ...]) -> None:
+    def set(self, values: tuple[T, ...]) -> None:
+        """Let these values hold from here on, whatever did before."""
         self._variable.set(values)
         self._attribute = values

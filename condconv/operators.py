@@ -2,7 +2,7 @@
 
     condconv::conv2d          experts as the bank holds them, differentiable
     condconv::conv2d_packed   experts in the layout of `condconv.packed`, for inference
-    condconv::pooled_linear   a router's logits, for inference
+    condconv::pooled_linear   a router's logits, or its coefficients, for inference
 
 What torch must know of them besides their kernels stands in `condconv.execution.native`.
 """

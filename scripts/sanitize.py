@@ -146,6 +146,9 @@ def check_router(case: Case) -> None:
     x = case.x.float()
     weight, bias = torch.randn(case.experts.shape[0], x.shape[1]), torch.randn(case.experts.shape[0])
     close(run(torch.ops.condconv.pooled_linear, x, weight, bias), F.linear(x.mean((2, 3)), weight, bias))
+    logits = F.linear(x.mean((2, 3)), weight, bias)
+    close(run(torch.ops.condconv.pooled_linear, x, weight, bias, 1), logits.sigmoid())
+    close(run(torch.ops.condconv.pooled_linear, x, weight, bias, 2, torch.tensor(2.0)), (logits / 2).softmax(1))
     for wrong in (
         (x, weight.bfloat16(), bias),
         (x, weight, bias.double()),

@@ -87,5 +87,5 @@ for _name, _formula in _FORMULAS.items():
     register_formula(f"aten::{_name}", _formula)
 register_formula("condconv::triton_depthwise", _mixed_convolution)
 register_formula("condconv::conv2d", _mixed_convolution)
-register_formula("condconv::pooled_linear", lambda y, x, weight, bias: y.numel() * weight.shape[1])
+register_formula("condconv::pooled_linear", lambda y, x, weight, bias, *gate: y.numel() * weight.shape[1])
 register_formula("condconv::conv2d_packed", _packed_convolution)

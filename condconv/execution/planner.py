@@ -210,15 +210,21 @@ def execute(x: Tensor, lowered: Lowered, geometry: ConvGeometry, strategy: str) 
     if not torch.compiler.is_compiling() and (watchers := _watchers.values()):
         watchers[-1](strategy, x, lowered, geometry)
     if not torch.compiler.is_exporting() and x.shape[0] == 0:
-        y = _empty_output(x, lowered, geometry)
-    else:
-        chosen = strategies[strategy]
-        if type(lowered) is Scaled:
-            y = scaled.convolve(x, lowered, geometry, chosen)
-        else:
-            y = chosen(x, lowered, geometry)
-            if chosen.adds_bias:
-                return y
+        return _with_bias(_empty_output(x, lowered, geometry), lowered, geometry)
+    return run(x, lowered, geometry, strategy)
+
+
+def run(x: Tensor, lowered: Lowered, geometry: ConvGeometry, strategy: str) -> Tensor:
+    """`execute` where nobody watches and there are examples."""
+    chosen = strategies[strategy]
+    if type(lowered) is Scaled:
+        return _with_bias(scaled.convolve(x, lowered, geometry, chosen), lowered, geometry)
+    y = chosen(x, lowered, geometry)
+    return y if chosen.adds_bias else _with_bias(y, lowered, geometry)
+
+
+def _with_bias(y: Tensor, lowered: Lowered, geometry: ConvGeometry) -> Tensor:
+    """Y (B, O, *space) plus each example's bias."""
     bias = lowered.bias
     return y if bias is None else y + bias.to(y.dtype).reshape(*bias.shape, *[1] * geometry.rank)
 

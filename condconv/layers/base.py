@@ -10,8 +10,8 @@ Shapes: B batch, D coefficients, O/I output/input channels, g groups, *k kernel,
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from condconv.arguments import a_module, a_tensor, flag, integer
 from condconv.banks import Bank
 from condconv.coefficients import MIXING, Slices
+from condconv.context import only_runs
 from condconv.errors import RoutingError, ShapeError, argument_error
 from condconv.execution import AUTO, Pins, check_strategy, choose, execute, pinned
 from condconv.geometry import ConvGeometry
@@ -42,6 +43,23 @@ _MIX_TYPES = ("native", "triton")
 Self = TypeVar("Self", bound="ConditionalLayer")
 
 
+class _Known(NamedTuple):
+    """What a plain forward pass found out, and another one with such an input need not ask again."""
+
+    shape: torch.Size
+    stride: int
+    """From channel to channel."""
+    dtype: torch.dtype
+    device: torch.device
+    geometry: ConvGeometry
+    form: tuple[object, ...]
+    """Of what the bank made of the coefficients."""
+    asked: str
+    """The layer's strategy."""
+    strategy: str
+    """The one that ran."""
+
+
 class ConditionalLayer(nn.Module):
     """What all conditional layers share: routing, checks, and the road from coefficients to output.
 
@@ -58,6 +76,7 @@ class ConditionalLayer(nn.Module):
     site: ConvSite
     in_channels: int
     out_channels: int
+    _known: _Known | None = None
 
     def _set_up(
         self,
@@ -132,21 +151,10 @@ class ConditionalLayer(nn.Module):
         if batch is not None and not (x.dtype.is_floating_point and x.layout is torch.strided):
             given, rule = f"{x.dtype}, {x.layout}", "is no dense tensor of real floating-point numbers"
             raise argument_error(self._where(), "input", given, rule, "convert the input, as by x.to_dense().float()")
-        if coefficients is not None:
-            a_tensor(self._where(), "coefficients", coefficients)
+        if coefficients is None:
+            coefficients = self._own_coefficients(x)
         else:
-            if self.scope is not None:
-                coefficients = self.scope.borrow(self._where())
-            elif self.router is not None:
-                try:
-                    coefficients = self.router(x)
-                except ShapeError as error:  # What a router says of a batch gets the layer's name.
-                    raise ShapeError(f"{self._where()}: {error}") from None
-            else:
-                raise RoutingError(
-                    f"{self._where()}: has no router; pass coefficients= of shape (B, {self.num_coefficients}), or "
-                    "build it with a router"
-                )
+            a_tensor(self._where(), "coefficients", coefficients)
         if batch is None:
             return coefficients
         if coefficients.shape != (batch, self.num_coefficients):
@@ -156,6 +164,45 @@ class ConditionalLayer(nn.Module):
                 + ("; a block that regroups its batch needs share=None" if self.scope is not None else "")
             )
         return run_hooks(self, coefficients)
+
+    def _own_coefficients(self, x: Tensor) -> Tensor:
+        """The coefficients (B, D) that the scope lends, or that the layer's router makes of x (B, C, *space)."""
+        if self.scope is not None:
+            lent = self.scope.lent()
+            return self.scope.borrow(self._where()) if lent is None else lent
+        if self.router is None:
+            raise RoutingError(
+                f"{self._where()}: has no router; pass coefficients= of shape (B, {self.num_coefficients}), or "
+                "build it with a router"
+            )
+        try:
+            coefficients: Tensor = self.router(x)
+        except ShapeError as error:  # What a router says of a batch gets the layer's name.
+            raise ShapeError(f"{self._where()}: {error}") from None
+        return coefficients
+
+    def _knows(self, x: Tensor, geometry: ConvGeometry) -> _Known | None:
+        """What is known of a forward pass with such an input where nothing else happens here."""
+        if not only_runs() or (known := self._known) is None or type(x) is not Tensor or x.shape != known.shape:
+            return None
+        if x.dtype is not known.dtype or x.device != known.device or x.layout is not torch.strided:
+            return None
+        if x.stride(1) != known.stride or known.geometry is not geometry or self.pins:
+            return None
+        return known if known.asked is self.strategy else None
+
+    def _remember(self, x: Tensor, lowered: Any, geometry: ConvGeometry) -> None:
+        """Know the next time what has just run, where that is all there is to know."""
+        if type(x) is Tensor and x.shape[0] > 0 and not self.pins and only_runs():
+            strategy = self._last_strategy
+            assert strategy is not None
+            kind = x.shape, x.stride(1), x.dtype, x.device
+            self._known = _Known(*kind, geometry, lowered.form, self.strategy, strategy)
+
+    def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Change dtype or device (`nn.Module.to` and its kin): what was known holds no longer."""
+        self._known = None
+        return super()._apply(fn, recurse)
 
     def _lower(self, coefficients: Tensor) -> Any:
         """Return what the bank makes of coefficients (B, D)."""

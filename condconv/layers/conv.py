@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from condconv.arguments import MOST_ELEMENTS, a_tensor, choice, integer, integers
 from condconv.errors import ShapeError, argument_error
-from condconv.execution import AUTO
+from condconv.execution import AUTO, run
 from condconv.geometry import ConvGeometry
 from condconv.layers.base import ConditionalLayer, RouterChoice, check_static_type
 from condconv.site import ConvSite
@@ -197,6 +197,15 @@ class _ConditionalConv(ConditionalLayer):
         return self._forward(x, coefficients, self.geometry)
 
     def _forward(self, x: Tensor, coefficients: Tensor | None, geometry: ConvGeometry) -> Tensor:
+        if (known := self._knows(x, geometry)) is not None:
+            if coefficients is None:
+                coefficients = self._own_coefficients(x)
+            if type(coefficients) is Tensor and coefficients.shape == (x.shape[0], self.num_coefficients):
+                lowered = self._lower(coefficients)
+                if lowered.form == known.form:
+                    if self._last_strategy != known.strategy:  # An nn.Module sets them slowly.
+                        self._last_strategy = known.strategy
+                    return run(x, lowered, geometry, known.strategy)
         tracing = isinstance(x, torch.fx.Proxy)
         if not tracing:
             self._check_input(x)
@@ -206,9 +215,12 @@ class _ConditionalConv(ConditionalLayer):
             if coefficients is not None and coefficients.dim() == 1:
                 coefficients = coefficients.unsqueeze(0)
         coefficients = self._route(x, coefficients, None if tracing else x.shape[0])
+        lowered, padded = self._lower(coefficients), x
         if self._prepad:
-            x = F.pad(x, self._prepad, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
-        y = self._convolve(x, self._lower(coefficients), geometry)
+            padded = F.pad(x, self._prepad, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
+        y = self._convolve(padded, lowered, geometry)
+        if padded is x and not single:
+            self._remember(x, lowered, geometry)
         return y.squeeze(0) if single else y
 
     @classmethod

@@ -12,7 +12,7 @@ An `AnnealedGate` has a value that training moves, such as the softmax's T.
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,18 @@ class Gate(nn.Module):
     """Base of the gates."""
 
     renormalises: bool = False
+    fused: ClassVar[int] = 0
+    """Its number in the native operator `pooled_linear`, or 0 where that does not know it."""
+
+    def __init_subclass__(cls) -> None:
+        """What computes something else is another gate."""
+        if "forward" in vars(cls) and "fused" not in vars(cls):
+            cls.fused = 0
+
+    @property
+    def divisor(self) -> Tensor | None:
+        """What logits are divided by first, a scalar."""
+        return None
 
     def forward(self, logits: Tensor) -> Tensor:
         """Return the coefficients (B, n) of logits (B, n)."""
@@ -32,6 +44,8 @@ class Gate(nn.Module):
 
 class SigmoidGate(Gate):
     """α = σ(z); not normalised, so coefficients start near 1/2 and sum to about n/2."""
+
+    fused = 1
 
     def forward(self, logits: Tensor) -> Tensor:
         """Return σ(logits), (B, n)."""
@@ -133,12 +147,18 @@ class SoftmaxGate(AnnealedGate):
     """
 
     renormalises = True
+    fused = 2
     start, end, least = 30.0, 1.0, 1e-30
     called, buffer = "softmax temperature", "temperature"
     temperature: Tensor
 
     def __init__(self, temperature: float = 1.0) -> None:
         super().__init__(temperature)
+
+    @property
+    def divisor(self) -> Tensor:
+        """T."""
+        return self.temperature
 
     def forward(self, logits: Tensor) -> Tensor:
         """Return softmax(logits / T) over the experts, (B, n)."""

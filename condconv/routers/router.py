@@ -18,11 +18,13 @@ from torch.nn import functional as F
 
 from condconv.arguments import MOST_ELEMENTS, a_module, choice, integer, probability
 from condconv.coefficients import MIXING, Slices
+from condconv.context import only_runs
 from condconv.errors import argument_error
 from condconv.func_transforms import transformed
 from condconv.operators import available
 from condconv.routers.gates import Gate, drop_experts
 from condconv.routers.normalisation import HiddenBatchNorm, hidden_norm
+from condconv.routers.valid_area import area_of, average
 
 
 class Router(nn.Module):
@@ -137,7 +139,15 @@ class Router(nn.Module):
             x: (B, C, *space), any number of spatial dimensions, none included.
             previous: (B, m), the previous routing's coefficients, for a hierarchical router.
         """
-        coefficients = self.gate(self._logits(x, previous))
+        operands = self._operands(x) if previous is None else None
+        if operands is None:
+            coefficients = self.gate(self._logits(x, previous))
+        else:
+            gate: Any = self._modules["gate"]
+            if gate.fused and not self.training and not gate._forward_hooks and not torch.compiler.is_compiling():
+                fused: Tensor = torch.ops.condconv.pooled_linear.default(*operands, gate.fused, gate.divisor)
+                return fused
+            coefficients = gate(torch.ops.condconv.pooled_linear.default(*operands))
         if self.training and self.expert_dropout > 0:
             coefficients = self._drop(coefficients)
         return coefficients
@@ -150,17 +160,20 @@ class Router(nn.Module):
         kept = drop_experts(coefficients[:, span], self.expert_dropout, renormalise)
         return torch.cat([coefficients[:, : span.start], kept, coefficients[:, span.stop :]], dim=1)
 
+    def _operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """What the native operator makes logits of in one pass: x, matrix and bias; None where it cannot serve."""
+        # An nn.Module finds its attributes slowly; quantised and parametrised ones are not among its parameters.
+        body: Any = self._modules["body"]
+        if len(body._modules) != 1 or (self.training and self.dropout):
+            return None
+        held = next(iter(body._modules.values()))._parameters
+        weight, bias = held.get("weight"), held.get("bias")
+        return (x, weight, bias) if weight is not None and bias is not None and _fuses(x, weight, bias) else None
+
     def _logits(self, x: Tensor, previous: Tensor | None) -> Tensor:
         body = self.body
         first: Any = next(iter(body))  # The linear layer that sees the pooled input.
-        weight, bias = first.weight, first.bias
-        quantised = type(weight) is MethodType
-        if quantised:  # Dynamically, by torch: it takes f32.
-            weight = torch.empty(0)
-        plain = previous is None and len(body) == 1 and not (self.training and self.dropout)
-        if plain and not quantised and _fuses(x, weight, bias):
-            logits: Tensor = torch.ops.condconv.pooled_linear.default(x, weight, bias)
-            return logits
+        weight = torch.empty(0) if type(first.weight) is MethodType else first.weight  # Quantised, it takes f32.
         z = _global_average(x, weight)
         if previous is not None:
             z = torch.cat([z, previous.to(z.dtype)], dim=1)
@@ -181,9 +194,9 @@ def _compute_dtype(weight: Tensor) -> torch.dtype:
 
 
 def _global_average(x: Tensor, weight: Tensor) -> Tensor:
-    """Mean of x (B, C, *space) over space, (B, C), accumulated in the dtype that goes with the weights."""
+    """Mean of x (B, C, *space) over its valid area, (B, C), accumulated in the dtype that goes with the weights."""
     dtype = _compute_dtype(weight)
-    return x.to(dtype) if x.dim() == 2 else x.flatten(2).mean(dim=2, dtype=dtype)
+    return x.to(dtype) if x.dim() == 2 else average(x, dtype)
 
 
 def linear(z: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -198,15 +211,16 @@ def linear(z: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _fuses(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
     """Whether one native operator can pool x and multiply: in f32 on a CPU, for inference."""
-    if isinstance(x, torch.fx.Proxy) or torch.compiler.is_exporting():
+    if isinstance(x, torch.fx.Proxy) or not (x.is_cpu and x.dim() == 4 and x.dtype == weight.dtype == torch.float32):
         return False
-    if not (x.is_cpu and x.dim() == 4 and available()):
+    if only_runs():
+        return available()
+    if area_of(x) is not None:
         return False
-    if x.dtype != torch.float32 or weight.dtype != torch.float32 or torch.autograd.forward_ad._current_level >= 0:
+    if torch.compiler.is_exporting() or torch.autograd.forward_ad._current_level >= 0 or transformed():
         return False
-    if transformed():
-        return False
-    return not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad))
+    differentiated = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad)
+    return available() and not differentiated
 
 
 # FX records these as one call each: what they ask of dtypes and ranks cannot be traced through.

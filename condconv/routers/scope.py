@@ -85,13 +85,17 @@ class RoutingScope:
         else:
             _loans.set({scope: lent for scope, lent in _loans.get().items() if scope is not self})
 
+    def lent(self) -> Tensor | None:
+        """What is lent now, (B, n)."""
+        return self._traced if torch.compiler.is_compiling() else _loans.get().get(self)
+
     def borrow(self, borrower: str) -> Tensor:
         """Return the coefficients (B, n) of the current call of the source.
 
         Raises:
             RoutingError: the source is not running.
         """
-        lent = self._traced if torch.compiler.is_compiling() else _loans.get().get(self)
+        lent = self.lent()
         if lent is None and not torch.compiler.is_compiling():
             lent = _lent_upstream(self)
         if lent is None:

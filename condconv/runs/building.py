@@ -17,6 +17,7 @@ from condconv.data import Source
 from condconv.errors import ArgumentError, argument_error
 from condconv.layers import RouterFactory
 from condconv.models import create_model, initialise_experts, load_weights, static_twin
+from condconv.models.build import TORCHVISION
 from condconv.models.specs import SPECS
 from condconv.routers import Router, SigmoidGate, SoftmaxGate
 from condconv.runs.config import TrainConfig
@@ -61,9 +62,12 @@ class NetworkBuilder:
         model = create_model(self.config.model, **self._conditional_arguments())
         if self.spec is None:
             targets = None if self.config.targets is None else self.config.targets.split(" + ")
+            # A variant's own placement is about the backbone of torchvision's detectors; heads see levels and regions.
+            whole = targets is not None or not self.config.model.startswith(TORCHVISION)
             convert(
-                model, self.variant, targets=targets, num_experts=self.config.num_experts, share=self._share(),
-                init="fresh", router=self._router(), **self._limit(),
+                model if whole else model.get_submodule("backbone"), self.variant, targets=targets,
+                num_experts=self.config.num_experts, share=self._share(), init="fresh", router=self._router(),
+                **self._limit(),
             )  # fmt: skip
             initialise_experts(model)  # as the static twin draws its kernels, so that the two start alike
         if self.config.upcycle_from is not None:

@@ -34,6 +34,7 @@ GATES = ("sigmoid", "softmax")
 AUTO_AUGMENTS = ("imagenet", "cifar10", "svhn", "rand", "trivial")
 # Named here too, since importing them takes torch; a test compares.
 CONDITIONS = ("plain", "inverted", "turned", "noisy", "blurred")
+DETECTION_LOSSES = ("softmax", "focal")
 NO_VARIANT = "none"
 WIDTH = Rule(lambda value: 0 < value <= 64, "must be above 0 and at most 64")
 SMALL_INPUT = 64
@@ -48,7 +49,7 @@ class TrainConfig:
 
     # Data.
     data: str = setting(MISSING, "fashion-mnist, digits, a folder (train/ and val/, tar shards, IDX) or URL of shards")
-    task: str | None = setting(None, "classify, detect or restore (default: what the data says, else classify)")
+    task: str | None = setting(None, "classify, detect, keypoints, restore (default: what the data says, or classify)")
     input_size: int | None = setting(
         None, "side of the square that the network gets, pixels (default: the set's)", COUNT
     )
@@ -68,6 +69,10 @@ class TrainConfig:
         "noise",
         "restore: what was done to a picture, one of these at random with a strength from its range: noise (standard "
         "deviation of 255), blur (Gaussian, pixels), jpeg (quality); 'noise:0-75,blur:0-3,jpeg:10-90' has the ranges",
+    )
+
+    detection_loss: str = setting(
+        "softmax", f"detect, SSD alone: {', '.join(DETECTION_LOSSES)}; scores follow it", DETECTION_LOSSES
     )
 
     # Network.

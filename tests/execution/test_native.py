@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import condconv
+from condconv.routers.gates import Gate, SigmoidGate, SoftmaxGate
 from tests.execution.native_cases import (
     LAYOUTS,
     NEEDS_NATIVE,
@@ -148,9 +149,21 @@ def test_pooled_linear(layout: str) -> None:
     assert difference(torch.ops.condconv.pooled_linear(x, weight, bias), F.linear(x.mean((2, 3)), weight, bias)) < 1e-5
 
 
+@pytest.mark.parametrize("gate", [SigmoidGate(), SoftmaxGate(0.7)])
+def test_pooled_linear_gates_along(gate: Gate) -> None:
+    x, weight, bias = 9 * torch.randn(3, 21, 5, 4), torch.randn(6, 21), torch.randn(6)
+    coefficients = torch.ops.condconv.pooled_linear(x, weight, bias, gate.fused, gate.divisor)
+    assert difference(coefficients, gate(F.linear(x.mean((2, 3)), weight, bias))) < 1e-6
+    for value in (torch.nan, torch.inf):
+        bias[2] = value
+        coefficients = torch.ops.condconv.pooled_linear(x, weight, bias, gate.fused, gate.divisor)
+        torch.testing.assert_close(coefficients, gate(F.linear(x.mean((2, 3)), weight, bias)), equal_nan=True)
+
+
 def test_pooled_linear_is_registered() -> None:
     arguments = (torch.randn(3, 21, 5, 4), torch.randn(6, 21), torch.randn(6))
-    torch.library.opcheck(torch.ops.condconv.pooled_linear.default, arguments)
+    for gate in ((), (1,), (2, torch.tensor(3.0))):
+        torch.library.opcheck(torch.ops.condconv.pooled_linear.default, (*arguments, *gate))
 
 
 PROBLEM = Problem(SMALL["grouped"], "int8", torch.float32)
@@ -215,6 +228,10 @@ def test_malformed_arguments_of_the_others_are_named() -> None:
     for wrong in ((x, weight[:, 1:], bias), (x, weight, bias[1:]), (x[0], weight, bias)):
         with pytest.raises(RuntimeError, match=r"x \(B, C, H, W\), weight \(n, C\) and bias \(n\) must fit"):
             torch.ops.condconv.pooled_linear(*wrong)
+    with pytest.raises(RuntimeError, match=r"gate must be 0 \(none\), 1 \(sigmoid\) or 2 \(softmax\)"):
+        torch.ops.condconv.pooled_linear(x, weight, bias, 3)
+    with pytest.raises(RuntimeError, match="divisor must be one number"):
+        torch.ops.condconv.pooled_linear(x, weight, bias, 2, torch.ones(2))
 
 
 def test_a_layer_pinned_to_it_says_why_it_cannot_serve() -> None:

@@ -175,7 +175,9 @@ def _packed(r: Random) -> Call:
 def _router(r: Random) -> Call:
     x = _convolution(r)["x"].float()
     experts = r.choice((0, 1, 3))
-    arguments = _spoiled(r, {"x": x, "weight": torch.randn(experts, x.shape[1]), "bias": torch.randn(experts)})
+    gate = {"gate": r.choice((0, 1, 2)), "divisor": r.choice((None, torch.tensor(2.0)))}
+    matrix = {"weight": torch.randn(experts, x.shape[1]), "bias": torch.randn(experts)}
+    arguments = _spoiled(r, {"x": x, **matrix, **gate})
     return Call(lambda: torch.ops.condconv.pooled_linear(**arguments), arguments)
 
 

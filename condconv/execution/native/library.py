@@ -120,7 +120,7 @@ def _describe() -> None:
     torch.library.register_fake("condconv::conv2d_packed", _conv2d_packed_fake)
     torch.library.register_fake("condconv::conv2d_backward", _conv2d_backward_fake)
     torch.library.register_fake(
-        "condconv::pooled_linear", lambda x, weight, bias: x.new_empty((x.shape[0], weight.shape[0]))
+        "condconv::pooled_linear", lambda x, weight, *rest: x.new_empty((x.shape[0], weight.shape[0]))
     )
     torch.library.register_autograd("condconv::conv2d", _backward, setup_context=_save)
     torch.library.register_autograd("condconv::conv2d_backward", _second_backward, setup_context=_save_for_second)

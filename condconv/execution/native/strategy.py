@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from condconv import func_transforms
+from condconv.context import only_runs
 from condconv.errors import StrategyError
 from condconv.execution.closed_forms import batch_of
 from condconv.execution.native import library  # noqa: F401 (it tells torch what the operators are)
@@ -65,14 +66,15 @@ class Native:
     def __call__(self, x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> Tensor:
         """Return y (B, O, *space) in the memory format of x (B, I, *space), with the bias."""
         assert not isinstance(lowered, (Kernels, Static, Scaled))
-        if torch.is_autocast_enabled("cpu"):
+        plain = only_runs()
+        if not plain and torch.is_autocast_enabled("cpu"):
             x = x.to(torch.get_autocast_dtype("cpu"))  # The experts stay as they are: they are mixed in f32.
         stride, padding, dilation = geometry.stride, geometry.padding, geometry.dilation
         if line := len(stride) == 1:  # An image of one row.
             x = x.unsqueeze(2)
             stride, padding, dilation = (1, *stride), (0, *padding), (1, *dilation)
         if isinstance(lowered, Packed):
-            if needs_gradient(x, lowered):
+            if not plain and needs_gradient(x, lowered):
                 raise StrategyError(
                     "strategy='native': packed experts are for inference and have no gradient; run under "
                     "torch.no_grad(), or use strategy='auto'"
@@ -82,14 +84,15 @@ class Native:
                 x, lowered.coefficients, lowered.packed, lowered.scale, lowered.expert_bias, lowered.shift, shape,
                 stride, padding, dilation, geometry.groups, lowered.threshold,
             )  # fmt: skip
-        else:
-            experts = lowered.experts.unsqueeze(3) if line else lowered.experts
-            arguments = x, lowered.coefficients, experts, stride, padding, dilation, geometry.groups
-            if _differentiated(x, lowered):
+            return y.squeeze(2) if line else y
+        experts = lowered.experts.unsqueeze(3) if line else lowered.experts
+        arguments = x, lowered.coefficients, experts, stride, padding, dilation, geometry.groups
+        if plain or not _differentiated(x, lowered):
+            # The way to a derivative is Python's, and takes longer than a small convolution.
+            with torch._C._AutoDispatchBelowAutograd():
                 y = torch.ops.condconv.conv2d.default(*arguments)
-            else:  # The way to a derivative is Python's, and takes longer than a small convolution.
-                with torch._C._AutoDispatchBelowAutograd():
-                    y = torch.ops.condconv.conv2d.default(*arguments)
-            bias = lowered.bias
-            y = y if bias is None else y + bias.to(y.dtype).reshape(*bias.shape, 1, 1)
+        else:
+            y = torch.ops.condconv.conv2d.default(*arguments)
+        if (bias := lowered.bias) is not None:
+            y = y + bias.to(y.dtype).reshape(*bias.shape, 1, 1)
         return y.squeeze(2) if line else y
