@@ -48,11 +48,12 @@ _LAZY = {
     name: "condconv.models"
     for name in ("create_model", "list_models", "save_pretrained", "static_twin")
 } | {
+    "compress": "condconv.compression",
     "export": "condconv.exporting",
     "from_pretrained": "condconv.opening",
     "optimize_for_inference": "condconv.inference",
 }
-_PACKAGES = ("analysis", "data", "exporting", "inference", "models")
+_PACKAGES = ("analysis", "compression", "data", "exporting", "inference", "models")
 """What `condconv.models.load_weights` and the like lead through without an import of their own."""
 
 __all__ = [
@@ -75,6 +76,7 @@ __all__ = [
     "TopKGate",
     "UnknownNameError",
     "collapse",
+    "compress",
     "convert",
     "count",
     "create_model",

@@ -1,10 +1,12 @@
 """The public names, for type checkers; written by `python scripts/stub.py`."""
 
 from condconv import analysis as analysis
+from condconv import compression as compression
 from condconv import data as data
 from condconv import exporting as exporting
 from condconv import inference as inference
 from condconv import models as models
+from condconv.compression.verb import compress as compress
 from condconv.conversion.apply import revert as revert
 from condconv.conversion.collapse import collapse as collapse
 from condconv.conversion.plan import convert as convert

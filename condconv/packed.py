@@ -15,6 +15,9 @@ so that one chunk of all experts is one run of memory, and mixing it gives a pan
 int8 is symmetric, with one scale for each expert and output channel: q = round(w / scale) in [-127, 127] and
 scale = max|w| / 127, or 1 where a row is all zero. Scales are f32 (n, G·⌈N/16⌉·16) in the order of the padded columns,
 0 where a column is padding. A transposed kernel (I, O/g, *k) is stored in the same way with I in the place of O.
+
+int4 is int8 in memory, where all experts but the first are of whole numbers in [-7, 7], with scales of max|w| / 7. In a
+file two of these numbers are one byte (`as_nibbles`). It is for principal kernels, of which the first is the largest.
 """
 
 from __future__ import annotations
@@ -34,38 +37,70 @@ ROWS = 8
 
 STORAGES: dict[str, torch.dtype] = {"f32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 """Names of the storages, and the type of their elements."""
+INT4 = "int4"
+"""One more: int8 with smaller numbers."""
 
 
 def pack(experts: Tensor, groups: int, storage: str) -> tuple[Tensor, Tensor | None]:
     """Pack experts (n, O, I/g, *k) of any rank, *k of a linear layer being nothing.
 
     Returns:
-        packed, 1-D, of the storage's type; and for "int8" the scales (n, G·⌈N/16⌉·16) in f32, else None.
+        packed, 1-D, of the storage's type; and for "int8" and "int4" the scales (n, G·⌈N/16⌉·16) in f32, else None.
 
     Raises:
-        ArgumentError: the storage has no such name, or an expert to be stored as int8 is not finite.
+        ArgumentError: the storage has no such name, or an expert to be stored as whole numbers is not finite.
     """
-    if storage not in STORAGES:
+    if storage not in (*STORAGES, INT4):
         raise argument_error("pack", "experts", storage, "is no storage", f"use one of {', '.join(STORAGES)}")
+    matrices = _matrices(experts.detach().float(), groups)
+    if storage not in ("int8", INT4):
+        return _tiled(matrices).to(STORAGES[storage]), None
+    if not all_finite(matrices):
+        rule, remedy = "cannot hold experts that are NaN or infinite", "use 'f32', or look for what spoiled them"
+        raise argument_error("pack", "experts", storage, rule, remedy)
+    largest = matrices.abs().amax(dim=3) if matrices.shape[3] else matrices.new_zeros(matrices.shape[:3])
+    most = torch.full_like(largest, 127)
+    if storage == INT4:
+        most[1:] = 7
+    scale = torch.where(largest == 0, 1.0, largest / most)  # n G ⌈N⌉
+    numbers = (matrices / scale.unsqueeze(3)).round().clamp(-most.unsqueeze(3), most.unsqueeze(3))
+    scale[:, :, matrix_shape(experts.shape[1:], groups)[1] :] = 0.0
+    return _tiled(numbers).to(torch.int8), scale.flatten(1)
+
+
+def as_nibbles(packed: Tensor, kernel_shape: Sequence[int], groups: int) -> tuple[Tensor, Tensor]:
+    """Return int4 experts as they lie in a file.
+
+    Returns:
+        The first expert (1, *kernel_shape), int8, and the others' numbers, two in a byte, uint8, 1-D.
+    """
+    numbers = unpack(packed, None, kernel_shape, groups)
+    others = (numbers[1:].flatten() + 8).to(torch.uint8)  # 1 … 15
+    low, high = torch.nn.functional.pad(others, (0, others.numel() % 2)).unflatten(0, (-1, 2)).unbind(1)
+    return numbers[:1], low | (high << 4)
+
+
+def from_nibbles(first: Tensor, others: Tensor, kernels: int, groups: int) -> Tensor:
+    """Return what `as_nibbles` was given, for that many kernels."""
+    numbers = torch.stack([others & 15, others >> 4], dim=1).flatten().to(torch.int8) - 8
+    shape = (kernels - 1, *first.shape[1:])
+    return _tiled(_matrices(torch.cat([first, numbers[: math.prod(shape)].reshape(shape)]), groups))
+
+
+def _matrices(experts: Tensor, groups: int) -> Tensor:
+    """Experts as matrices, the columns filled up with zeros: (n, G, ⌈N/16⌉·16, K)."""
     n = experts.shape[0]
     matrix_groups, columns, rows = matrix_shape(experts.shape[1:], groups)
-    matrices = experts.detach().float().reshape(n, matrix_groups, columns, *experts.shape[2:])
-    matrices = matrices.movedim(3, -1).reshape(n, matrix_groups, columns, rows)  # n G N K
-    blocks = -(-columns // COLUMNS)
-    matrices = torch.nn.functional.pad(matrices, (0, 0, 0, blocks * COLUMNS - columns))
-    scale = None
-    if storage == "int8":
-        if not all_finite(matrices):
-            rule, remedy = "cannot hold experts that are NaN or infinite", "use 'f32', or look for what spoiled them"
-            raise argument_error("pack", "experts", storage, rule, remedy)
-        largest = matrices.abs().amax(dim=3) if rows else matrices.new_zeros(matrices.shape[:3])
-        scale = torch.where(largest == 0, 1.0, largest / 127)  # n G ⌈N⌉
-        matrices = (matrices / scale.unsqueeze(3)).round().clamp(-127, 127)
-        scale[:, :, columns:] = 0.0
-        scale = scale.flatten(1)
-    tiles = matrices.unflatten(2, (blocks, COLUMNS)).permute(1, 2, 0, 4, 3)  # G ⌈N/16⌉ n K 16
+    matrices = experts.reshape(n, matrix_groups, columns, *experts.shape[2:])
+    matrices = matrices.movedim(3, -1).reshape(n, matrix_groups, columns, rows)
+    return torch.nn.functional.pad(matrices, (0, 0, 0, -columns % COLUMNS))
+
+
+def _tiled(matrices: Tensor) -> Tensor:
+    """Such matrices in their flat order, 1-D."""
+    tiles = matrices.unflatten(2, (-1, COLUMNS)).permute(1, 2, 0, 4, 3)  # G ⌈N/16⌉ n K 16
     chunks = [chunk.flatten(2) for chunk in tiles.split(ROWS, dim=3)]
-    return torch.cat(chunks, dim=2).flatten().to(STORAGES[storage]), scale
+    return torch.cat(chunks, dim=2).flatten()
 
 
 def unpack(packed: Tensor, scale: Tensor | None, kernel_shape: Sequence[int], groups: int) -> Tensor:

@@ -27,9 +27,13 @@ class Packing(NamedTuple):
     """How an inference form stores kernels."""
 
     storage: str
-    """"f32", "bf16" or "int8"."""
-    threshold: float
+    """"f32", "bf16", "int8", or "int4" for principal kernels."""
+    threshold: float = 0.0
     """Experts with |coefficient| <= threshold are left out."""
+    kernels: int | None = None
+    """Into how many principal kernels the experts go (`condconv.banks.principal`); None for the experts themselves."""
+    coefficients: Tensor | None = None
+    """(N, D), of the data over which kernels are principal; None makes kernels of zeros, to be loaded."""
 
 
 class Bank(nn.Module):

@@ -27,10 +27,11 @@ from condconv.arguments import MOST_ELEMENTS, integer
 from condconv.banks.base import Affine, KernelBank, Packing
 from condconv.banks.folding import scale_outputs
 from condconv.banks.packed import PackedBank
+from condconv.banks.principal import principal_kernels
 from condconv.coefficients import mixing
 from condconv.errors import ConversionError, argument_error
 from condconv.lowered import Mixture
-from condconv.packed import all_finite
+from condconv.packed import INT4, all_finite
 from condconv.site import ConvSite
 
 RELATIVE_SCALE = 0.5
@@ -125,12 +126,15 @@ class DenseBank(KernelBank):
 
     @torch.no_grad()
     def pack(self, packing: Packing, norm: Affine | None) -> PackedBank:
-        """Pack the experts, the norm's factor multiplied into each."""
+        """Pack the experts, or their principal kernels, the norm's factor multiplied into each."""
         experts: Tensor = self.weight
         bias: Tensor | None = self.bias
         shift: Tensor | None = None
-        if (packing.storage == "int8" or packing.threshold > 0) and not all_finite(experts):
-            needs = "int8 experts" if packing.storage == "int8" else f"skip_below={packing.threshold:g}"
+        whole = packing.storage in ("int8", INT4)
+        if (whole or packing.kernels or packing.threshold > 0) and not all_finite(experts):
+            needs = f"{packing.storage} experts" if whole else f"skip_below={packing.threshold:g}"
+            if packing.kernels:
+                needs = "fewer kernels"
             raise ConversionError(
                 f"has experts that are NaN or infinite, which {needs} would hide; look for what spoiled them "
                 "(condconv.detect_nonfinite)"
@@ -138,7 +142,10 @@ class DenseBank(KernelBank):
         if norm is not None:
             experts = scale_outputs(experts, norm.factor, self.site.groups, self.site.geometry.transposed)
             bias, shift = None if bias is None else bias.double() * norm.factor, norm.shift
-        return PackedBank(experts, bias, shift, self.site.groups, packing.storage, packing.threshold)
+        projection: Tensor | None = None
+        if packing.kernels is not None:
+            projection, experts, bias = principal_kernels(experts, bias, packing.coefficients, packing.kernels)
+        return PackedBank(experts, bias, shift, self.site.groups, packing.storage, packing.threshold, projection)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DenseBank:
         """Change dtype or device (`nn.Module.to` and its kin) of the experts as rows of a matrix (n, |W|).

@@ -1,9 +1,11 @@
-"""The packed bank: the experts of an inference form, in f32, bf16 or int8 and in the layout of `condconv.packed`.
+"""The packed bank: the experts of an inference form, in f32, bf16, int8 or int4 and in the layout of `condconv.packed`.
 
     W(x) = Σᵢ αᵢ(x) sᵢ qᵢ,    b(x) = Σᵢ αᵢ(x) bᵢ + t
 
-qᵢ are the stored numbers and sᵢ the scales of int8 (1 otherwise). t is the constant that is left of a batch norm whose
-factor has been multiplied into every expert: it is added as it is, for coefficients need not sum to one.
+qᵢ are the stored numbers and sᵢ the scales of int8 and int4 (1 otherwise). t is the constant that is left of a batch
+norm whose factor has been multiplied into every expert: it is added as it is, for coefficients need not sum to one.
+
+Fewer kernels than experts (`condconv.banks.principal`) are mixed by α(x) M in the place of α(x).
 
 Experts are left out where |αᵢ| ≤ `threshold`. That assumes finite experts: the NaN of one that is left out is lost.
 """
@@ -11,28 +13,30 @@ Experts are left out where |αᵢ| ≤ `threshold`. That assumes finite experts:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from condconv.banks.base import Bank
 from condconv.coefficients import mixing
 from condconv.errors import CheckpointError
 from condconv.lowered import Packed
-from condconv.packed import STORAGES, pack, unpack
+from condconv.packed import INT4, STORAGES, as_nibbles, from_nibbles, pack, unpack
 
 
 class PackedBank(Bank):
     """n packed experts; they are buffers, for nothing here is trained.
 
     Args:
-        experts: (n, O, I/g, *k), or (n, I, O/g, *k) for a transposed convolution.
-        bias: the experts' biases (n, O), or None.
+        experts: (n, O, I/g, *k), or (n, I, O/g, *k) for a transposed convolution; or m kernels in their place.
+        bias: the experts' biases (n, O), or None; (m, O) of kernels.
         shift: (O,) to be added to every example, or None.
         groups: g.
-        storage: "f32", "bf16" or "int8".
+        storage: "f32", "bf16", "int8" or "int4".
         threshold: experts whose coefficient is at most this large are left out; 0: those with coefficient 0.
+        projection: M, (n, m) of m kernels; None where the experts themselves are mixed.
 
     Raises:
         ArgumentError: no such storage, or experts for int8 that are not finite.
@@ -42,6 +46,7 @@ class PackedBank(Bank):
     scale: Tensor | None
     bias: Tensor | None
     shift: Tensor | None
+    projection: Tensor | None
 
     def __init__(
         self,
@@ -51,9 +56,12 @@ class PackedBank(Bank):
         groups: int,
         storage: str,
         threshold: float = 0.0,
+        projection: Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.num_experts = experts.shape[0]
+        self.num_kernels = experts.shape[0]
+        self.num_experts = self.num_kernels if projection is None else projection.shape[0]
+        self.storage = storage
         self.slices = mixing(self.num_experts)
         self.kernel_shape = tuple(experts.shape[1:])
         self.groups = groups
@@ -63,20 +71,22 @@ class PackedBank(Bank):
         self.register_buffer("scale", scale)
         self.register_buffer("bias", None if bias is None else bias.detach().float())
         self.register_buffer("shift", None if shift is None else shift.detach().float())
-
-    @property
-    def storage(self) -> str:
-        """Name of the storage."""
-        return next(name for name, dtype in STORAGES.items() if dtype == self.packed.dtype)
+        self.register_buffer("projection", None if projection is None else projection.detach().float())
 
     @property
     def weight(self) -> Tensor:
         """The experts (n, *kernel_shape) as they are used: unpacked anew each time, f32, or bf16 as stored."""
-        return unpack(self.packed, self.scale, self.kernel_shape, self.groups)
+        return self._of_experts(unpack(self.packed, self.scale, self.kernel_shape, self.groups))
+
+    def _of_experts(self, of_kernels: Tensor) -> Tensor:
+        """What n experts have, (n, …), from what the kernels have."""
+        if self.projection is None:
+            return of_kernels
+        return torch.tensordot(self.projection, of_kernels.float(), dims=1)
 
     def unpacked(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Return the experts (n, *kernel_shape), their biases (n, O) and what is added to every example, (O,)."""
-        return self.weight, self.bias, self.shift
+        return self.weight, None if self.bias is None else self._of_experts(self.bias), self.shift
 
     def experts(self) -> Tensor:
         """The kernels that it mixes, unpacked."""
@@ -85,6 +95,9 @@ class PackedBank(Bank):
     def forward(self, coefficients: Tensor) -> Packed:
         """Return the lowered form for coefficients (B, n)."""
         held = self._buffers  # An nn.Module finds its attributes slowly.
+        projection = held["projection"]
+        if projection is not None:
+            coefficients = torch.mm(coefficients.to(projection.dtype), projection)
         return Packed(
             coefficients,
             self.packed,
@@ -97,12 +110,15 @@ class PackedBank(Bank):
         )
 
     def macs(self, input_size: Sequence[int], output_size: Sequence[int]) -> int:
-        """Mixing, n·|W|."""
-        return self.num_experts * math.prod(self.kernel_shape)
+        """Mixing, n·|W|; of m kernels m·|W|, and n·m for their coefficients."""
+        projected = 0 if self.projection is None else self.projection.numel()
+        return self.num_kernels * math.prod(self.kernel_shape) + projected
 
     def sizes(self) -> Iterator[tuple[int, int]]:
         """Packed experts are buffers, but count as they did before."""
-        yield id(self.packed), self.num_experts * math.prod(self.kernel_shape)
+        yield id(self.packed), self.num_kernels * math.prod(self.kernel_shape)
+        if self.projection is not None:
+            yield id(self.projection), self.projection.numel()
         if self.bias is not None:
             yield id(self.bias), self.bias.numel()
 
@@ -115,18 +131,31 @@ class PackedBank(Bank):
 
         return super()._apply(keeping_type, recurse)
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """Write int4 as two numbers in a byte."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.storage == INT4:
+            packed = destination[f"{prefix}packed"]
+            first, others = as_nibbles(packed, self.kernel_shape, self.groups)
+            destination[f"{prefix}packed"], destination[f"{prefix}nibbles"] = first, others
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Refuse experts of another storage, which would fit by their number and mean something else."""
-        given = state_dict.get(f"{prefix}packed")
-        if given is not None and given.dtype != self.packed.dtype:
-            stored = next((name for name, dtype in STORAGES.items() if dtype == given.dtype), str(given.dtype))
-            raise CheckpointError(
-                f"{prefix}packed: the file holds {stored} experts, the network {self.storage} ones; load it into "
-                f"optimize_for_inference(model, experts={stored!r})"
-            )
+        given, nibbles = state_dict.get(f"{prefix}packed"), state_dict.pop(f"{prefix}nibbles", None)
+        if given is not None:
+            names = (name for name, dtype in STORAGES.items() if dtype == given.dtype)
+            stored = INT4 if nibbles is not None else next(names, str(given.dtype))
+            if stored != self.storage:
+                raise CheckpointError(
+                    f"{prefix}packed: the file holds {stored} experts, the network {self.storage} ones; load it into "
+                    f"optimize_for_inference(model, experts={stored!r})"
+                )
+            if nibbles is not None:
+                state_dict[f"{prefix}packed"] = from_nibbles(given, nibbles, self.num_kernels, self.groups)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extra_repr(self) -> str:
         """Show how much is stored, and how."""
-        shown = f"{self.num_experts} x {self.kernel_shape}, {self.storage}"
+        kernels = "" if self.projection is None else f" by {self.num_kernels} kernels"
+        shown = f"{self.num_experts} x {self.kernel_shape}{kernels}, {self.storage}"
         return shown + (f", threshold={self.threshold:g}" if self.threshold else "")

@@ -93,4 +93,6 @@ class ScaledBank(Bank):
 
     def pack(self, packing: Packing, norm: Affine | None) -> ScaledBank:
         """Pack the inner bank; see the module's docstring."""
+        if packing.coefficients is not None:
+            packing = packing._replace(coefficients=packing.coefficients[:, self._rest])
         return ScaledBank(self.site, self.inner.pack(packing, norm), self.slices.names)

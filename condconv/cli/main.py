@@ -32,6 +32,7 @@ VERBS = {
     "shard": "turn an image folder into tar shards",
     "models": "list the networks",
     "convert": "plan a conversion, print it, and carry it out",
+    "compress": "make a network's file small, as far as its score allows",
     "export": "write the file of a runtime, and compare it",
     "count": "count multiply-adds and parameters",
     "benchmark": "time and memory beside the static twin and timm",

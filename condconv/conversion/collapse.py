@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from condconv.arguments import a_module
-from condconv.conversion.apply import conditional_layers, original_of, refuse_inference_form, replace_layer
+from condconv.conversion.apply import conditional_layers, original_of, replace_layer
+from condconv.conversion.observing import observe
 from condconv.counting.trace import evaluating
-from condconv.errors import ConversionError, argument_error
 from condconv.layers import ConditionalLayer
-from condconv.routers import detach_scopes
-from condconv.routing_hooks import record_routing
+from condconv.routers import RoutingScope, detach_scopes
 
 _log = logging.getLogger("condconv")
 
@@ -54,44 +51,36 @@ def collapse(model: nn.Module, loader: Iterable[Any]) -> nn.Module:
     Raises:
         ConversionError: no conditional layer, no batch, or a layer that never ran.
     """
-    a_module("collapse", "model", model)
-    if not isinstance(loader, Iterable) or isinstance(loader, str | bytes | type | Tensor):
-        rule = "gives no batches"
-        raise argument_error("collapse", "loader", loader, rule, "pass a loader or a list of inputs of the network")
-    refuse_inference_form(model, "collapse")
-    if not any(True for _ in conditional_layers(model)):
-        raise ConversionError("collapse: the model has no conditional layer, so it is static already")
-    batches = iter(loader)
-    first = next(batches, None)
-    if first is None:
-        raise ConversionError("collapse: the loader gives no batch; mean coefficients need data")
-    device = next(model.parameters()).device
-    with evaluating(model), torch.no_grad(), record_routing(model) as routing:
-        expected = None
-        for batch in itertools.chain([first], batches):
-            output = model(_input(batch, device))
-            expected = output if expected is None else expected
-    unseen = [name for name, _ in conditional_layers(model) if name not in routing]
-    if unseen:
-        raise ConversionError(f"collapse: {unseen[0] or 'the model'} did not run on the loader; give data that runs it")
-    means = {name: routing[name].double().mean(dim=0) for name in routing}
-    static = _static_copy(model, means)
+    seen = observe("collapse", model, loader)
+    means = {name: seen.routing[name].double().mean(dim=0) for name in seen.routing}
+    static = make_static(copy.deepcopy(model), means)
     with evaluating(static), torch.no_grad():
-        relative = _relative(static(_input(first, device)), expected)
-    examples = max(len(routing[name]) for name in routing)
-    deviation = Deviation(relative, examples, _batch_size(_input(first, device)))
+        relative = _relative(static(seen.input), seen.output)
+    examples = max(len(seen.routing[name]) for name in seen.routing)
+    deviation = Deviation(relative, examples, len(seen.input))
     object.__setattr__(static, "deviation", deviation)
     _log.info("%s", deviation)
     return static
 
 
-def _static_copy(model: nn.Module, means: dict[str, Tensor]) -> nn.Module:
-    static = copy.deepcopy(model)
-    layers = list(conditional_layers(static))
-    detach_scopes(static)
-    for name, layer in layers:
-        static = replace_layer(static, layer, _static_layer(layer, means[name].to(layer.bank.like)))
-    return static
+def make_static(model: nn.Module, means: Mapping[str, Tensor]) -> nn.Module:
+    """Make some conditional layers static, in place, and return the model; routers that route no layer then are gone.
+
+    Args:
+        model: a network with conditional layers.
+        means: the coefficients (D,) of each of those layers, by its name.
+    """
+    layers = dict(conditional_layers(model))
+    scopes: set[RoutingScope] = set()
+    for name, layer in layers.items():
+        scope = None if name in means else layer.scope
+        while scope is not None and scope not in scopes:
+            scopes.add(scope)
+            scope = scope.previous
+    detach_scopes(model, keep=scopes)
+    for name, mean in means.items():
+        model = replace_layer(model, layers[name], _static_layer(layers[name], mean.to(layers[name].bank.like)))
+    return model
 
 
 def _static_layer(layer: ConditionalLayer, mean: Tensor) -> nn.Module:
@@ -106,18 +95,6 @@ def _static_layer(layer: ConditionalLayer, mean: Tensor) -> nn.Module:
         if static.bias is not None:
             static.bias.copy_(mixed.bias)
     return static.train(layer.training)
-
-
-def _input(batch: Any, device: torch.device) -> Any:
-    if not isinstance(batch, Tensor | tuple | list) or len(batch) == 0:
-        rule = f"gives a batch of type {type(batch).__name__}"
-        raise argument_error("collapse", "loader", batch, rule, "each is a tensor, or a tuple that begins with one")
-    x = batch if isinstance(batch, Tensor) else batch[0]
-    return x.to(device) if isinstance(x, Tensor) else [item.to(device) for item in x]
-
-
-def _batch_size(x: Any) -> int:
-    return len(x)
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from condconv.layers import ConditionalLayer
 
-_PADS_SAME = frozenset({("timm.layers.conv2d_same", "Conv2dSame")})
+_PADS_SAME = frozenset({("timm.layers.conv2d_same", "Conv2dSame"), (__name__, "Conv2dSame")})
 
 
 def pads_same(module: nn.Module) -> bool:
@@ -36,6 +36,14 @@ def pad_same(x: Tensor, kernel_size: Sequence[int], stride: Sequence[int], dilat
 torch.fx.wrap("pad_same")
 
 
+class Conv2dSame(nn.Conv2d):
+    """What a conditional convolution with this padding becomes where it is made static."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve x (B, I, H, W) → (B, O, ⌈H / stride⌉, ⌈W / stride⌉)."""
+        return super().forward(pad_same(x, self.kernel_size, self.stride, self.dilation))
+
+
 class _SamePadded:
     """Mixed into the class of a conditional convolution: routes on the input as it comes, then pads it."""
 
@@ -46,6 +54,12 @@ class _SamePadded:
             coefficients = layer.router(x)
         x = pad_same(x, layer.kernel_size, layer.stride, layer.dilation)
         return super().forward(x, coefficients)  # type: ignore[misc]
+
+    def to_static(self, coefficients: Tensor) -> nn.Module:
+        """Return the static layer that fixed coefficients (D,) amount to."""
+        static: Any = super().to_static(coefficients)  # type: ignore[misc]
+        static.__class__ = Conv2dSame
+        return static
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The generated class cannot be found by name: pickle the class it was made from.

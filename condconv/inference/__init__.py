@@ -1,4 +1,4 @@
-"""Deployment: networks in the form in which they are run."""
+"""Inference: networks in the form in which they are run."""
 
 from condconv.inference.form import InferenceForm, optimize_for_inference
 

@@ -143,6 +143,11 @@ def factor_and_shift(norm: Any) -> Affine:
     return Affine(factor, shift if norm.bias is None else shift + norm.bias.double())
 
 
+def affine_behind(model: nn.Module) -> dict[str, Affine]:
+    """What the batch norms that can be folded into convolutions of `model`, in eval mode, do; by the convolutions."""
+    return {pair.convolution: factor_and_shift(model.get_submodule(pair.norm)) for pair in find_pairs(model)}
+
+
 @torch.no_grad()
 def fold_static(convolution: Any, norm: nn.Module) -> None:
     """Fold a norm into a convolution of torch.nn, in place; the norm is still to be removed."""

@@ -10,9 +10,9 @@ from __future__ import annotations
 import copy
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from condconv.arguments import a_module, choice, number
 from condconv.banks import Packing
 from condconv.conversion.apply import conditional_layers, forget_originals, refuse_inference_form
+from condconv.conversion.collapse import make_static
 from condconv.errors import ConversionError
 from condconv.inference.folding import (
     Pair,
@@ -46,27 +47,45 @@ _CLOSED = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.jit.Scrip
 Value = TypeVar("Value")
 
 
+class Stored(NamedTuple):
+    """How the experts of a layer are stored."""
+
+    storage: str
+    kernels: int | None = None
+    """Principal kernels in the place of the experts; None for the experts themselves."""
+
+
 @dataclass(frozen=True)
 class InferenceForm:
     """What `optimize_for_inference` did; it stays with the network as `network.inference_form`."""
 
-    experts: str
-    """Storage of the experts."""
+    layers: Mapping[str, Stored]
+    """The conditional layers by name."""
     rest: str
     """Type of everything else."""
     skip_below: float
-    packed: tuple[str, ...]
-    """Names of the conditional layers."""
     folded: tuple[str, ...]
     """Names of the batch norms that are folded into the convolutions in front of them."""
     left: tuple[str, ...]
     """Names of the others."""
+    static: tuple[str, ...] = ()
+    """Names of layers that were conditional, and are static in this form."""
+
+    @property
+    def packed(self) -> tuple[str, ...]:
+        """Names of the conditional layers."""
+        return tuple(self.layers)
+
+    @property
+    def experts(self) -> str:
+        """Storage of the experts; several where layers differ, nothing where there are none."""
+        return ", ".join(dict.fromkeys(stored.storage for stored in self.layers.values()))
 
     def __str__(self) -> str:
         skipped = f", those with coefficients up to {self.skip_below:g} skipped" if self.skip_below else ""
         left = f" (left: {', '.join(self.left[:3])}{', …' if len(self.left) > 3 else ''})" if self.left else ""
         return (
-            f"inference form: experts of {len(self.packed)} layers in {self.experts}{skipped}; "
+            f"inference form: experts of {len(self.packed)} layers{self.experts and f' in {self.experts}'}{skipped}; "
             f"{len(self.folded)} of {len(self.folded) + len(self.left)} batch norms folded{left}; rest in {self.rest}"
         )
 
@@ -104,10 +123,33 @@ def optimize_for_inference(
     choice(where, "rest", rest, tuple(_REST))
     skip_below = number(where, "skip_below", skip_below, minimum=0, remedy="0 skips coefficients of 0 alone")
     _check(model)
-    made = forget_originals(copy.deepcopy(model)).eval()
+    packing = Packing(experts, float(skip_below))
+    made = inference_form(model, lambda name: packing, rest)
+    _log.info("%s", made.inference_form)
+    return made
+
+
+def inference_form(
+    model: nn.Module,
+    packing_of: Callable[[str], Packing],
+    rest: str,
+    static: Mapping[str, Tensor | None] | None = None,
+) -> Any:
+    """Return the inference form of a network, with a choice for each layer; see `optimize_for_inference`.
+
+    Args:
+        model: any network; unchanged.
+        packing_of: how the conditional layer of that name is packed.
+        rest: type of everything else.
+        static: layers to be made static, with their coefficients (D,); None for whichever, where weights are loaded.
+    """
+    made = copy.deepcopy(model).eval()
+    layers = dict(conditional_layers(made))
+    fixed = {name: layers[name].bank.identity if mean is None else mean for name, mean in (static or {}).items()}
+    made = forget_originals(make_static(made, fixed) if fixed else made)
     pairs = find_pairs(made)
     norms = tuple(name for name, module in made.named_modules() if is_batch_norm(module))
-    packed = _pack(made, pairs, experts, float(skip_below))
+    packings = _pack(made, pairs, packing_of)
     for pair in pairs:
         convolution, norm = made.get_submodule(pair.convolution), made.get_submodule(pair.norm)
         if not isinstance(convolution, ConditionalLayer):
@@ -120,12 +162,13 @@ def optimize_for_inference(
             module.fold_norm()
     made.requires_grad_(False).zero_grad()
     _store(made, _REST[rest])
-    form = InferenceForm(experts, rest, float(skip_below), packed, folded, left)
+    stored = {name: Stored(packing.storage, packing.kernels) for name, packing in packings.items()}
+    threshold = max((packing.threshold for packing in packings.values()), default=0.0)
+    form = InferenceForm(stored, rest, threshold, folded, left, tuple(fixed))
     object.__setattr__(made, "inference_form", form)
     made.register_forward_pre_hook(_before, with_kwargs=True)
     if rest == "bf16":
         made.register_forward_hook(_after)
-    _log.info("%s", form)
     return made
 
 
@@ -143,17 +186,17 @@ def _check(model: nn.Module) -> None:
         raise ConversionError(f"optimize_for_inference: {names} are not initialised yet (lazy); run the model once")
 
 
-def _pack(model: nn.Module, pairs: Sequence[Pair], storage: str, threshold: float) -> tuple[str, ...]:
-    """Pack the experts of every conditional layer, the factor of the norm behind it included; return their names."""
+def _pack(model: nn.Module, pairs: Sequence[Pair], packing_of: Callable[[str], Packing]) -> dict[str, Packing]:
+    """Pack the experts of every conditional layer, the factor of the norm behind it included; return how."""
     norm_of = {pair.convolution: model.get_submodule(pair.norm) for pair in pairs}
-    layers, packing = tuple(conditional_layers(model)), Packing(storage, threshold)
-    for name, layer in layers:
-        norm = norm_of.get(name)
+    packings = {}
+    for name, layer in list(conditional_layers(model)):
+        norm, packings[name] = norm_of.get(name), packing_of(name)
         try:
-            layer.bank = layer.bank.pack(packing, None if norm is None else factor_and_shift(norm))
+            layer.bank = layer.bank.pack(packings[name], None if norm is None else factor_and_shift(norm))
         except ConversionError as error:
             raise ConversionError(f"optimize_for_inference: {name or 'the model'}: {error}") from None
-    return tuple(name for name, _ in layers)
+    return packings
 
 
 def _store(model: nn.Module, dtype: torch.dtype) -> None:

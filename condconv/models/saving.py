@@ -2,7 +2,8 @@
 
 The configuration is the `create_model` call that made the network, where a static network was converted after that
 which layers were and who routes them, and what it was trained on where that is known. Of a network that was made
-elsewhere and converted here it has the conversion alone. It says nothing that has to be run: no pickles, no code.
+elsewhere and converted here it has the conversion alone; of an inference form, how each layer is stored. It says
+nothing that has to be run: no pickles, no code.
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ from torch import nn
 
 import condconv
 from condconv import arguments
+from condconv.banks import Packing
 from condconv.conversion import revert
-from condconv.conversion.apply import conditional_layers, original_of, refuse_inference_form
+from condconv.conversion.apply import conditional_layers, original_of
 from condconv.errors import CheckpointError
 from condconv.files import Lock, whole_file, write_flushed
+from condconv.inference import InferenceForm
+from condconv.inference.form import inference_form
 from condconv.models.build import Origin, origin_of, set_origin
 from condconv.models.cards import model_card
 from condconv.models.loading import load_strictly, read_safetensors
@@ -35,8 +39,9 @@ from condconv.models.zoo import create_model
 from condconv.reading import parse_json, read_text
 from condconv.tuning import pin_records, restore_pins
 
-FORMAT_VERSION = 2
-"""2 has routers that are no variant's default, several conversions, networks from elsewhere; what needs none is 1."""
+FORMAT_VERSION = 3
+"""3 has inference forms; 2 routers that are no variant's default, several conversions, networks from elsewhere; what
+needs none of these is 1."""
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -57,7 +62,8 @@ def save_pretrained(
 
     Args:
         model: a network of `create_model` or of a run, converted afterwards or not; or any other network that was
-            converted here, whose static form `from_pretrained` is then given.
+            converted here, whose static form `from_pretrained` is then given. Or the inference form of one of these:
+            its file has the experts as they are packed.
         folder: is made where it does not exist; files of an earlier save are replaced.
         input_size: (C, H, W) for the multiply-adds of the model card; None for the published size.
         metrics: what was measured, by name (``{"top-1 accuracy on CIFAR-10-JPEG": 0.91}``).
@@ -70,10 +76,8 @@ def save_pretrained(
     Raises:
         CheckpointError: the network is neither from `create_model` nor converted here, has been changed since in a way
             that the configuration cannot say, or the folder cannot be written.
-        ConversionError: the network is an inference form.
     """
     arguments.a_module("save_pretrained", "model", model)
-    refuse_inference_form(model, "save_pretrained")
     config = _config(model, origin_of(model) or _elsewhere(model))
     _check_rebuilds(config, model)
     folder = arguments.path("save_pretrained", "folder", folder)
@@ -161,14 +165,16 @@ def _config(model: nn.Module, origin: Origin) -> dict[str, Any]:
     records = [] if origin.name in SPECS else conversion_records(model)
     special = any({"routers", "options"} & record.keys() for record in records)
     simple = origin.name is not None and len(records) <= 1 and not special
+    form = form_of(model)
     return {
         "format": "condconv",
-        "format_version": 1 if simple else FORMAT_VERSION,
+        "format_version": 3 if form else 1 if simple else 2,
         "condconv_version": condconv.__version__,
         "name": origin.name,
         **({"network": f"{type(model).__module__}.{type(model).__qualname__}"} if origin.name is None else {}),
         "arguments": kept,
         "conversion": records or None if not simple else records[0] if records else None,
+        **({"inference_form": _described(form)} if form else {}),
         **({"images": images} if (images := noted_images(model)) else {}),
         **({"tuned": tuned} if (tuned := pin_records(model)) else {}),
     }
@@ -177,7 +183,7 @@ def _config(model: nn.Module, origin: Origin) -> dict[str, Any]:
 def _elsewhere(model: nn.Module) -> Origin:
     """Of a network that was made elsewhere and converted here."""
     layers = [layer for _, layer in conditional_layers(model)]
-    if layers and all(original_of(layer) is not None for layer in layers):
+    if layers and (form_of(model) or all(original_of(layer) is not None for layer in layers)):
         return Origin(None)
     raise CheckpointError(
         f"save_pretrained: {type(model).__name__} was not made by create_model, and not converted by condconv.convert, "
@@ -192,12 +198,39 @@ def _build(config: Mapping[str, Any], source: str, static: nn.Module | None = No
         origin = origin_of(model) or Origin(None)
         records = config.get("conversion") or []
         model = convert_again(model, [records] if isinstance(records, dict) else records)
+        if config.get("inference_form") is not None:
+            model = _in_form(model, config["inference_form"])
         set_origin(model, origin.name, origin.arguments)  # a model that is one layer was replaced as a whole
         if config.get("images") is not None:
             note_images(model, config["images"])
     except Exception as error:  # whatever timm and torch make of arguments that no save has written
         raise CheckpointError(f"{source}: describes no network that can be built: {error}") from error
     return model
+
+
+def form_of(model: nn.Module) -> InferenceForm | None:
+    """What `optimize_for_inference` made of a network; None for any other."""
+    return getattr(model, "inference_form", None)
+
+
+def _described(form: InferenceForm) -> dict[str, Any]:
+    """An inference form in words that JSON can hold."""
+    layers = {name: stored._asdict() for name, stored in form.layers.items()}
+    return {"rest": form.rest, "skip_below": form.skip_below, "static": list(form.static), "layers": layers}
+
+
+def _in_form(model: nn.Module, about: Mapping[str, Any]) -> nn.Module:
+    """The inference form that `_described` describes, with the network's own weights."""
+    layers, threshold = about["layers"], about["skip_below"]
+
+    def packing_of(name: str) -> Packing:
+        return Packing(layers[name]["storage"], threshold, layers[name]["kernels"])
+
+    conditional = {name for name, _ in conditional_layers(model)}
+    made: nn.Module = inference_form(
+        model, packing_of, about["rest"], {name: None for name in about["static"] if name in conditional}
+    )
+    return made
 
 
 def _static_form(model: nn.Module) -> nn.Module | None:

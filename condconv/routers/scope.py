@@ -24,7 +24,7 @@ from __future__ import annotations
 import functools
 import heapq
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any
@@ -244,13 +244,17 @@ def attach_scope(
     return scope
 
 
-def detach_scopes(model: nn.Module) -> None:
-    """Undo every `attach_scope` in a model: restore the classes and remove the shared routers."""
+def detach_scopes(model: nn.Module, keep: Collection[RoutingScope] = ()) -> None:
+    """Undo every `attach_scope` in a model but those of `keep`: restore the classes and remove the shared routers."""
     for module in list(model.modules()):
         if not isinstance(module, _Routed):
             continue
-        if module.routed_scope is not None:
+        if module.routed_scope is not None and module.routed_scope not in keep:
             del module.router
+            module.routed_scope = None
+        module.closed_scopes = tuple(scope for scope in module.closed_scopes if scope in keep)
+        if module.routed_scope is not None or module.closed_scopes:
+            continue
         for attribute in ("routed_scope", "closed_scopes"):
             delattr(module, attribute)
         routed: Any = module

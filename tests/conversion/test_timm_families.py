@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import re
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ def smallest(family: str) -> str:
     return min(timm.list_models(module=family), key=rank)
 
 
-def families() -> list:
+def families() -> list[Any]:
     """All of timm's families as parameters; those outside of FAST are slow, those that cannot are strict xfails."""
     parameters = []
     for family in timm.list_modules():
@@ -93,7 +94,7 @@ def convert_and_back(family: str, targets: list[str] | None) -> Plan:
     return check_conversion(net, (x,), tolerance=1e-12, input_size=size, targets=targets)
 
 
-def input_size(net: torch.nn.Module) -> tuple[int, int, int]:
+def input_size(net: Any) -> tuple[int, int, int]:
     """64 or 128 px where the network takes that, else the size that it was made for."""
     config = net.pretrained_cfg
     for pixels in () if config.get("fixed_input_size") else (64, 128):

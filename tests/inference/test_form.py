@@ -115,7 +115,7 @@ def test_a_static_network_gets_the_same_treatment() -> None:
     convolutions = [module for module in made.modules() if isinstance(module, nn.Conv2d)]
     assert all(c.weight.is_contiguous(memory_format=torch.channels_last) and c.bias is not None for c in convolutions)
     folded = len(made.inference_form.folded)
-    assert f"experts of 0 layers in f32; {folded} of {folded} batch norms folded" in str(made.inference_form)
+    assert f"experts of 0 layers; {folded} of {folded} batch norms folded" in str(made.inference_form)
 
 
 def test_a_layer_alone_and_other_types() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import timm
@@ -184,7 +185,7 @@ def test_list_models_filters() -> None:
         ("ssd_mobilenetv1_050", {"num_classes": 0}, ["num_classes=0"]),
     ],
 )
-def test_bad_arguments_name_themselves(name: str, arguments: dict, words: list[str]) -> None:
+def test_bad_arguments_name_themselves(name: str, arguments: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(ArgumentError) as error:
         create_model(name, **arguments)
     for word in [name, *words]:

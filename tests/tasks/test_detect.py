@@ -213,7 +213,7 @@ def test_the_loss_is_finite_whatever_is_in_the_images() -> None:
     assert bool(empty.isfinite()) and torch.equal(empty, task.loss(output, (images, [crowd, no_objects()])))
     assert task.group_of((images, [crowd, no_objects()])).tolist() == [0, -1]
     with pytest.raises(ArgumentError, match="model='resnet18' does not detect; pass one of ssd_mobilenetv1_050"):
-        task_of(TrainConfig(data="x", task="detect", model="resnet18")).network_arguments(None)  # type: ignore[arg-type]
+        task_of(TrainConfig(data="x", task="detect", model="resnet18")).network_arguments(None)
 
 
 def test_what_is_asked_of_a_detector_follows_the_loss(tmp_path: Path) -> None:
