@@ -84,9 +84,7 @@ class Routing(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         batches = self._batches[name]
-        if len(batches) > 1:
-            batches[:] = [torch.cat(batches)]
-        return batches[0]
+        return batches[0] if len(batches) == 1 else torch.cat(batches)
 
     def parts(self, examples: int | None = None) -> dict[str, Tensor]:
         """What was recorded by slice, (examples seen, length): under the names of `part_names`.

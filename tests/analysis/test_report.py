@@ -66,7 +66,7 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_tables_have_the_numbers(tmp_path: Path) -> None:
+def test_tables_have_the_numbers(tmp_path: Path, no_figures: None) -> None:
     alpha = torch.tensor([[0.2, 0.8], [0.4, 0.6], [0.9, 0.1]])
     analysis = synthetic_analysis({"block": alpha}, torch.tensor([0, 0, 2]), layers={"block": ("block.dw", "block.pw")})
     folder = write_report(tmp_path / "report", analysis, images=pictures())
@@ -113,7 +113,7 @@ def test_a_folder_that_cannot_be_made_is_an_error_that_says_so(tmp_path: Path, n
         write_report(tmp_path / "file" / "report", random_analysis())
 
 
-def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_failure_leaves_nothing_behind(tmp_path: Path, no_figures: None) -> None:
     unknown = replace(random_analysis(), weight_similarity={})
     with pytest.raises(KeyError):
         write_report(tmp_path / "report", unknown)

@@ -225,7 +225,7 @@ def test_what_is_asked_of_a_detector_follows_the_loss(tmp_path: Path) -> None:
     evaluator = task.evaluator(open_objects(str(folder)), None)
     places = torch.tensor([0]), torch.tensor([True]), torch.tensor([[300, 300]])
     evaluator.add(SSDOutput(logits, torch.zeros(1, logits.shape[1], 4)), (None, [no_objects()], *places))
-    (found,) = evaluator.detections  # type: ignore[attr-defined]
+    (found,) = evaluator.detections
     assert found.labels.tolist() == [2] and float(found.scores[0]) == pytest.approx(1 / (1 + np.exp(-3.0)))
     name = "torchvision/ssdlite320_mobilenet_v3_large"
     with pytest.raises(ArgumentError, match="detection_loss='focal' is for SSD, and torchvision/ssdlite320"):

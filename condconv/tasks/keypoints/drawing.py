@@ -69,6 +69,7 @@ def with_joints(image: Tensor, joints: Tensor, names: Sequence[str]) -> bytes:
 
 def _show(axes, image: Tensor) -> None:  # type: ignore[no-untyped-def]
     axes.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
+    axes.autoscale(False)  # a joint that was found outside does not shrink the image
 
 
 def _points(axes, points: Sequence[Sequence[float]], joints: Sequence[int], marker: str) -> None:  # type: ignore[no-untyped-def]
