@@ -141,7 +141,7 @@ class TrainConfig:
     dropout: float = setting(0.0, "probability of dropping a feature before the classifier", PROBABILITY)
     drop_path: float = setting(0.0, "stochastic depth: of dropping the last block, linear over depth", PROBABILITY)
     expert_dropout: float = setting(0.0, "probability of dropping an expert of an image", PROBABILITY)
-    balance: float = setting(
+    expert_balance: float = setting(
         0.0, "weight of a loss that spreads images over experts: the squared variation of their mass", NOT_NEGATIVE
     )
     label_smoothing: float = setting(0.1, "share of the label that is spread over all classes", PROBABILITY)
@@ -207,9 +207,9 @@ class TrainConfig:
         if self.tune and (self.compile or self.variant == NO_VARIANT):
             why = "--compile, which plans itself" if self.compile else "--variant none, which has no conditional layer"
             raise argument_error("train", "tune", True, f"does not go with {why}", "leave one of them out")
-        if self.compile and self.balance:
+        if self.compile and self.expert_balance:
             rule = "does not go with --compile, whose code shows no coefficients"
-            raise argument_error("train", "balance", self.balance, rule, "leave one of them out")
+            raise argument_error("train", "expert_balance", self.expert_balance, rule, "leave one of them out")
         if self.compile and self.activation_checkpointing:
             rule = "does not go with --compile, which decides itself what is computed twice"
             raise argument_error("train", "activation_checkpointing", True, rule, "leave one of them out")

@@ -76,11 +76,11 @@ class TrainingModule(pl.LightningModule):
         self.meter = task.meter(source)
         layers = experts_by_layer(network)
         self.routing = RoutingStatistics(layers, len(task.groups(source))) if layers else None
-        self.balance = Balance() if config.balance and layers else None
+        self.balance = Balance() if config.expert_balance and layers else None
         mixes = any(layer.slices.length(MIXING) > 1 for _, layer in conditional_layers(network))
         if self.balance is not None and not mixes:
             rule = "is for layers that mix several experts, and there is none"
-            raise argument_error("train", "balance", config.balance, rule, "leave it out")
+            raise argument_error("train", "expert_balance", config.expert_balance, rule, "leave it out")
         # Compiled code runs no hooks.
         self.nan_check = NaNCheck() if layers and not config.compile else None
         self._restored: dict[str, Any] | None = None
@@ -132,7 +132,7 @@ class TrainingModule(pl.LightningModule):
         loss = self.task.loss(output, batch)
         self.train_loss.update(loss.detach().expand(len(batch[0])))
         if self.balance is not None and self.training:
-            loss = loss + self.config.balance * self.balance.loss()
+            loss = loss + self.config.expert_balance * self.balance.loss()
         with torch.no_grad():
             for name, values in self.task.measured(output, batch).items():
                 self.training_metrics[name].update(values)

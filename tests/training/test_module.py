@@ -42,7 +42,7 @@ def test_the_loss_of_a_blend_is_the_blend_of_the_losses() -> None:
 
 
 def test_the_balance_loss_is_added_and_reaches_the_router() -> None:
-    plain, balanced, x = module(), module(balance=0.5), batch()
+    plain, balanced, x = module(), module(expert_balance=0.5), batch()
     with torch.no_grad():
         for made in (plain, balanced):
             made.network[2].router.gate.anneal(1.0)
@@ -57,8 +57,8 @@ def test_the_balance_loss_is_added_and_reaches_the_router() -> None:
     bias = balanced.network[2].router.body[-1].bias.grad
     assert bias[0] > 0 > bias[3], "the most used expert goes down, the least used one up"
     assert balanced.eval().training_step(x, 0) == plain.eval().training_step(x, 0)
-    with pytest.raises(ArgumentError, match="balance=0.5 does not go with --compile"):
-        module(balance=0.5, compile=True)
+    with pytest.raises(ArgumentError, match="expert_balance=0.5 does not go with --compile"):
+        module(expert_balance=0.5, compile=True)
 
 
 def test_the_averaged_network_is_what_is_validated_and_kept() -> None:
