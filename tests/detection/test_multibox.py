@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from condconv.detection import FocalLoss, MultiBoxLoss, decode_boxes, detect, encode_boxes, match_anchors
 from condconv.errors import ArgumentError, ShapeError
-from condconv.models import SSD, SSDOutput, create_model, make_anchors
+from condconv.models import SSDOutput, create_model, make_anchors
 
 SIZE = (100, 200)  # H, W
 
@@ -112,7 +113,7 @@ def test_detections_are_sorted_limited_clipped_and_thresholded(anchors: Tensor) 
 
 def test_a_network_learns_one_image() -> None:
     torch.manual_seed(0)
-    model: SSD = create_model("condconv_ssd_mobilenetv1_050", num_classes=2, num_experts=2)
+    model = create_model("condconv_ssd_mobilenetv1_050", num_classes=2, num_experts=2)
     images, size = torch.randn(2, 3, 64, 64), (64, 64)
     anchors = model.anchors(size)
     boxes = [torch.tensor([[5.0, 5.0, 30.0, 30.0]]), torch.tensor([[20.0, 10.0, 60.0, 50.0], [0.0, 40.0, 20.0, 60.0]])]
@@ -147,7 +148,9 @@ def test_an_image_without_objects_still_teaches(anchors: Tensor) -> None:
         ([[0.0, 0.0, 10.0, 20.0]], [1, 2], ShapeError, r"boxes \(1, 4\) for 2 labels"),
     ],
 )
-def test_bad_annotations_are_named(anchors: Tensor, boxes: list, labels: list, error: type, words: str) -> None:
+def test_bad_annotations_are_named(
+    anchors: Tensor, boxes: list[Any], labels: list[int], error: type, words: str
+) -> None:
     output = SSDOutput(torch.zeros(1, len(anchors), 3), torch.zeros(1, len(anchors), 4))
     with pytest.raises(error, match=words):
         MultiBoxLoss()(output, anchors, [torch.tensor(boxes)], [torch.tensor(labels)], SIZE)
@@ -162,7 +165,7 @@ def test_outputs_of_another_image_size_are_named(anchors: Tensor) -> None:
 
 
 @pytest.mark.parametrize("option", [{"score_threshold": 2.0}, {"iou_threshold": -1.0}, {"max_detections": 0}])
-def test_bad_options_are_named(anchors: Tensor, option: dict) -> None:
+def test_bad_options_are_named(anchors: Tensor, option: dict[str, Any]) -> None:
     output = SSDOutput(torch.zeros(1, len(anchors), 3), torch.zeros(1, len(anchors), 4))
     with pytest.raises(ArgumentError, match=next(iter(option))):
         detect(output, anchors, SIZE, **option)

@@ -28,7 +28,7 @@ def exact_detector() -> nn.Module:
     conditional = condconv.CondConv2d(16, 32, 4, 4, bias=False, num_experts=4)
     first, last = nn.Conv2d(3, 16, 4, 4, bias=False), nn.Conv2d(32, 32, 2, 2, bias=False)
     backbone = nn.Sequential(first, nn.ReLU(), conditional, nn.ReLU(), last, nn.ReLU())
-    backbone.out_channels = 32  # type: ignore[assignment]
+    backbone.out_channels = 32
     anchors = detection.anchor_utils.AnchorGenerator(((24,),), ((1.0,),))
     net = detection.RetinaNet(backbone, 3, min_size=64, max_size=320, anchor_generator=anchors)
     net.transform.resize = lambda image, target: (image, target)  # the larger one stays larger
@@ -55,7 +55,7 @@ def test_detections_do_not_depend_on_companions() -> None:
     tight = route_over_images(exact_detector())
     static = exact_detector()
     layer = static.get_submodule("backbone.2")
-    static.get_submodule("backbone")[2] = layer.to_static(torch.tensor([0.4, 0.1, 0.9, 0.3]))  # type: ignore[index, operator]
+    static.get_submodule("backbone")[2] = layer.to_static(torch.tensor([0.4, 0.1, 0.9, 0.3]))
     for net in (static, tight):
         boxes, scores = detections(net, [IMAGE])
         assert len(scores) > 3

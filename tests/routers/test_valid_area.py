@@ -86,5 +86,5 @@ def test_what_is_no_batch_of_these_images_is_refused() -> None:
     with outside, condconv.valid_area([(5, 2)], (4, 6)):
         pass
     fractions = pytest.raises(ArgumentError, match=r"must be whole numbers \(B, 2\)")
-    with fractions, condconv.valid_area([(0.5, 2.0)], (4, 6)):  # type: ignore[list-item]
+    with fractions, condconv.valid_area([(0.5, 2.0)], (4, 6)):
         pass

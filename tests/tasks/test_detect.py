@@ -213,7 +213,7 @@ def test_the_loss_is_finite_whatever_is_in_the_images() -> None:
     assert bool(empty.isfinite()) and torch.equal(empty, task.loss(output, (images, [crowd, no_objects()])))
     assert task.group_of((images, [crowd, no_objects()])).tolist() == [0, -1]
     with pytest.raises(ArgumentError, match="model='resnet18' does not detect; pass one of ssd_mobilenetv1_050"):
-        task_of(TrainConfig(data="x", task="detect", model="resnet18")).network_arguments(None)  # type: ignore[arg-type]
+        task_of(TrainConfig(data="x", task="detect", model="resnet18")).network_arguments(None)
 
 
 def test_what_is_asked_of_a_detector_follows_the_loss(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_what_is_asked_of_a_detector_follows_the_loss(tmp_path: Path) -> None:
     evaluator = task.evaluator(open_objects(str(folder)), None)
     places = torch.tensor([0]), torch.tensor([True]), torch.tensor([[300, 300]])
     evaluator.add(SSDOutput(logits, torch.zeros(1, logits.shape[1], 4)), (None, [no_objects()], *places))
-    (found,) = evaluator.detections  # type: ignore[attr-defined]
+    (found,) = evaluator.detections
     assert found.labels.tolist() == [2] and float(found.scores[0]) == pytest.approx(1 / (1 + np.exp(-3.0)))
     name = "torchvision/ssdlite320_mobilenet_v3_large"
     with pytest.raises(ArgumentError, match="detection_loss='focal' is for SSD, and torchvision/ssdlite320"):

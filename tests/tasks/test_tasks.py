@@ -27,7 +27,7 @@ def test_settings_of_other_tasks_are_refused(name: str) -> None:
     given = {"mixup": 0.2, "degradations": "blur", "detection_loss": "focal"}
     for setting in given.keys() & set(unused):
         with pytest.raises(ArgumentError, match=f"{setting}=.* says nothing to --task {name}"):
-            task_of(TrainConfig(data="somewhere", task=name, **{setting: given[setting]}))  # type: ignore[arg-type]
+            task_of(TrainConfig(data="somewhere", task=name, **{setting: given[setting]}))
 
 
 def test_unknown_names_have_a_closest_one() -> None:
