@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint docs bench bench-docs clean
+.PHONY: demo test test-all lint coverage docs bench bench-docs clean
 
 # Made anew when the dependencies change. The marker is written last: an installation that broke off is repeated.
 # What the operator is built with comes first, so that it is built beside it: isolated, torch would be fetched twice.
@@ -27,6 +27,10 @@ test: lint
 
 test-all: lint
 	$(BIN)/pytest -n auto
+
+# Which lines of the package no fast test runs, in processes that tests start too.
+coverage: .venv/installed
+	$(BIN)/pytest -n auto -m "not slow" --cov
 
 # The site, into site/: a warning or a link that leads nowhere is an error.
 docs: .venv/installed

@@ -50,6 +50,9 @@ parameters: those of the 1x1 layers alone (last 1x1 included) match the multiply
 too many parameters; those of all convolutions of the blocks, which the zoo uses, have the published parameters
 within 4 % (MobileNetV3 and the residual networks: 9 %), and more multiply-adds because the attention's pooling is
 counted.
+
+The keypoint networks of the paper's section 5.3 are counted at 256×192, with their heads; numbers of the paper that are
+recalled and could not be looked up are remarks, and gate nothing.
 """
 
 

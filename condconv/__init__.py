@@ -36,6 +36,7 @@ from condconv.routers import (
     SoftmaxGate,
     SqueezeExcite,
     TopKGate,
+    valid_area,
 )
 from condconv.routing_hooks import detect_nonfinite, override_routing, record_routing
 from condconv.tuning import tune
@@ -94,6 +95,7 @@ __all__ = [
     "static_twin",
     "tune",
     "use_strategy",
+    "valid_area",
 ]
 
 _LAYERS = {layer.__name__: layer for variant in variants for layer in variants[variant].layers}

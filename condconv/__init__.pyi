@@ -40,6 +40,7 @@ from condconv.routers.gates import TopKGate as TopKGate
 from condconv.routers.pooled_linear import PooledLinear as PooledLinear
 from condconv.routers.schedule import RoutingSchedule as RoutingSchedule
 from condconv.routers.squeeze_excite import SqueezeExcite as SqueezeExcite
+from condconv.routers.valid_area import valid_area as valid_area
 from condconv.routing_hooks import detect_nonfinite as detect_nonfinite
 from condconv.routing_hooks import override_routing as override_routing
 from condconv.routing_hooks import record_routing as record_routing

@@ -58,13 +58,14 @@ class ContextStack(Generic[T]):
     def holding(self, value: T) -> Iterator[T]:
         """Let a value hold inside the block."""
         before = self._variable.get()
-        self._set((*before, value))
+        self.set((*before, value))
         try:
             yield value
         finally:
             # Not by a token: a generator that holds a block may be closed in another context than it began in.
-            self._set(before)
+            self.set(before)
 
-    def _set(self, values: tuple[T, ...]) -> None:
+    def set(self, values: tuple[T, ...]) -> None:
+        """Let these values hold from here on, whatever did before."""
         self._variable.set(values)
         self._attribute = values

@@ -84,15 +84,19 @@ class Routing(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         batches = self._batches[name]
-        if len(batches) > 1:
-            batches[:] = [torch.cat(batches)]
-        return batches[0]
+        return batches[0] if len(batches) == 1 else torch.cat(batches)
 
-    def parts(self) -> dict[str, Tensor]:
-        """What was recorded by slice, (examples seen, length): under the names of `part_names`."""
+    def parts(self, examples: int | None = None) -> dict[str, Tensor]:
+        """What was recorded by slice, (examples seen, length): under the names of `part_names`.
+
+        With `examples`, of calls with so many examples alone: layers that see regions of images are left out.
+        """
         found = {}
-        for name, coefficients in self.items():
-            slices = self._slices[name]
+        for name, batches in self._batches.items():
+            kept = [batch for batch in batches if examples in (None, len(batch))]
+            if not kept:
+                continue
+            coefficients, slices = torch.cat(kept), self._slices[name]
             for label, part in zip(part_names(name, slices), slices.names, strict=True):
                 found[label] = coefficients[:, slices.span(part)]
         return found

@@ -35,7 +35,8 @@ def name_of(thing: object) -> str:
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=name_of)
 def test_python_blocks_run_in_order(page: Path, tmp_path: Path) -> None:
-    run = run_code("\n".join(blocks(page, "python")), cwd=tmp_path)
+    prepare = "from tests.cli.runner import quick\nquick()\ndel quick"
+    run = run_code("\n".join([prepare, *blocks(page, "python")]), cwd=tmp_path)
     assert run.returncode == 0, run.stderr
 
 

@@ -36,7 +36,7 @@ def pages() -> ModuleType:
 def leaves(entry: object) -> list[str]:
     if isinstance(entry, str):
         return [entry]
-    return [leaf for child in (entry.values() if isinstance(entry, dict) else entry) for leaf in leaves(child)]  # type: ignore[attr-defined]
+    return [leaf for child in (entry.values() if isinstance(entry, dict) else entry) for leaf in leaves(child)]
 
 
 def test_every_page_is_in_the_navigation_once(pages: ModuleType) -> None:

@@ -1,43 +1,43 @@
 """The report as one HTML file: no server, no outside resources, and nothing in it that was not escaped.
 
-The page forbids by its own policy (Content-Security-Policy) to load anything, and to run any script but the explorer,
-which it names by its hash.
+The template escapes whatever is no `Markup`: figures, style and script are. The page forbids by its own policy
+(Content-Security-Policy) to load anything, and to run any script but the explorer, which it names by its hash.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
-from string import Template
 from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from condconv.analysis.advice import Advice
 from condconv.analysis.drawing import Drawn
-from condconv.analysis.measures import DEFINITIONS
+from condconv.analysis.measures import DEFINITIONS, Measures
 from condconv.analysis.results import Analysis, ImageAccess
 from condconv.routing_hooks import interventions
 
-_NUMBERS = (
-    ("experts", lambda m: str(m.num_experts)),
-    ("images", lambda m: f"{m.images:,}"),
-    ("entropy", lambda m: _text(m.entropy)),
-    ("effective experts", lambda m: _text(m.effective_experts)),
-    ("overall", lambda m: _text(m.effective_overall)),
-    ("mutual information / bit", lambda m: _text(m.mutual_information, 3)),
-    ("class information", lambda m: _text(m.class_information, 3)),
-    ("variance between classes", lambda m: _text(m.variance_between, 3)),
-    ("spread", lambda m: _text(m.spread, 3)),
-    ("near 0", lambda m: _text(m.near_zero)),
-    ("near 1", lambda m: _text(m.near_one)),
-    ("top-1 mass", lambda m: _text(float(m.top_k_mass[0]))),
-    ("dead", lambda m: str(len(m.dead))),
-    ("always on", lambda m: str(len(m.always_on))),
-    ("coefficient similarity", lambda m: _text(m.coefficient_similarity)),
-)  # fmt: skip
+_NUMBERS: dict[str, Callable[[Measures], str]] = {
+    "experts": lambda m: str(m.num_experts),
+    "images": lambda m: f"{m.images:,}",
+    "entropy": lambda m: _text(m.entropy),
+    "effective experts": lambda m: _text(m.effective_experts),
+    "overall": lambda m: _text(m.effective_overall),
+    "mutual information / bit": lambda m: _text(m.mutual_information, 3),
+    "class information": lambda m: _text(m.class_information, 3),
+    "variance between classes": lambda m: _text(m.variance_between, 3),
+    "spread": lambda m: _text(m.spread, 3),
+    "near 0": lambda m: _text(m.near_zero),
+    "near 1": lambda m: _text(m.near_one),
+    "top-1 mass": lambda m: _text(float(m.top_k_mass[0])),
+    "dead": lambda m: str(len(m.dead)),
+    "always on": lambda m: str(len(m.always_on)),
+    "coefficient similarity": lambda m: _text(m.coefficient_similarity),
+}  # fmt: skip
 
 
 def render(
@@ -53,46 +53,37 @@ def render(
     """Return the page; `pictures` are the figures as SVG, by name."""
     script = _part("explorer.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return Template(_part("report.html")).substitute(
+    pages = Environment(loader=PackageLoader("condconv.analysis", "assets"), autoescape=True, undefined=StrictUndefined)
+    # No \u… for letters: those that turn others round are written out in the whole page at the end.
+    pages.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
+    return pages.get_template("report.html").render(
         script_hash=f"sha256-{digest}",
-        title=escape(f"Routing of {analysis.title}"),
-        subtitle=escape(f"on {analysis.data}"),
+        title=f"Routing of {analysis.title}",
+        subtitle=f"on {analysis.data}",
         style=_part("report.css"),
         cards=_cards(analysis),
-        problems=_problems(analysis, images),
-        advice=_advice(advice),
-        figures="\n".join(_figure(drawn, pictures[drawn.name]) for drawn in figures),
-        numbers=_numbers(analysis),
-        tables=", ".join(f"<code>{escape(name)}</code>" for name in tables),
-        definitions=_pairs(DEFINITIONS.items()),
-        footer=escape(footer),
-        data=json_for_script(explorer),
+        problems=problem_lines(analysis, images),
+        advice=advice,
+        figures=[(drawn, Markup(pictures[drawn.name])) for drawn in figures],
+        columns=["layer", *_NUMBERS, "weight similarity"],
+        rows=_rows(analysis),
+        tables=tables,
+        definitions=DEFINITIONS,
+        footer=footer,
+        explorer=explorer,
         script=script,
     )
 
 
-def json_for_script(value: object) -> str:
-    """Return JSON that cannot end the script element it stands in, nor be read as markup or as a line end."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    # Lone surrogates, as file names with undecodable bytes have, are no text.
-    return text.encode("utf-8", errors="replace").decode("utf-8")
-
-
-def _part(name: str) -> str:
-    return (resources.files("condconv.analysis") / "assets" / name).read_text(encoding="utf-8")
+def _part(name: str) -> Markup:
+    return Markup((resources.files("condconv.analysis") / "assets" / name).read_text(encoding="utf-8"))
 
 
 def _text(value: float, digits: int = 2) -> str:
     return "–" if value != value else f"{value:.{digits}f}"
 
 
-def _pairs(items: Iterable[tuple[str, str]]) -> str:
-    return "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in items)
-
-
-def _cards(analysis: Analysis) -> str:
+def _cards(analysis: Analysis) -> dict[str, str]:
     collection = analysis.collection
     layers = sum(len(group.layers) for group in analysis.groups)
     first, last = (list(analysis.measures.values())[i] for i in (0, -1))
@@ -106,7 +97,7 @@ def _cards(analysis: Analysis) -> str:
     }
     if collection.accuracy.images:
         cards["accuracy"] = f"{100 * collection.accuracy.value:.2f} %"
-    return _pairs(cards.items())
+    return cards
 
 
 def problem_lines(analysis: Analysis, images: ImageAccess | None) -> list[str]:
@@ -152,33 +143,10 @@ def problem_lines(analysis: Analysis, images: ImageAccess | None) -> list[str]:
     return lines
 
 
-def _problems(analysis: Analysis, images: ImageAccess | None) -> str:
-    return "".join(f'<p class="problem">{escape(line)}</p>' for line in problem_lines(analysis, images))
-
-
-def _advice(advice: Sequence[Advice]) -> str:
-    if not advice:
-        return "<p>None: no layer is near constant, no expert is dead, no router has collapsed.</p>"
-    items = (
-        f"<li><strong>{escape(one.kind)}</strong>: {escape(one.where)} – {escape(one.text)} "
-        f'<span class="hint">({escape(one.rule)}; here: {escape(one.value)})</span></li>'
-        for one in advice
-    )
-    return f'<ul class="advice">{"".join(items)}</ul>'
-
-
-def _figure(drawn: Drawn, svg: str) -> str:
-    return (
-        f'<figure id="figure-{drawn.name}"><h3>{escape(drawn.title)}</h3><div class="scroll">{svg}</div>'
-        f"<figcaption>{escape(drawn.caption)} Numbers: <code>{escape(drawn.table)}</code></figcaption></figure>"
-    )
-
-
-def _numbers(analysis: Analysis) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in ("layer", *(n for n, _ in _NUMBERS), "weight similarity"))
+def _rows(analysis: Analysis) -> list[list[str]]:
+    """The cells of the table of numbers, a row for each routing decision."""
     rows = []
     for group in analysis.groups:
-        m = analysis.measures[group.name]
-        cells = [group.name, *(of(m) for _, of in _NUMBERS), _text(analysis.group_weight_similarity(group))]
-        rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        numbers = (cell(analysis.measures[group.name]) for cell in _NUMBERS.values())
+        rows.append([group.name, *numbers, _text(analysis.group_weight_similarity(group))])
+    return rows

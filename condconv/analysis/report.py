@@ -56,7 +56,8 @@ def write_report(
         footer = f"Made by condconv analyze; torch {torch.__version__}. One file: it loads nothing from elsewhere."
         explorer = explorer_data(analysis, images)
         page = render(analysis, drawn, pictures, advise(analysis), explorer, tables, images, footer)
-        (folder.path / PAGE).write_text(visible(page), encoding="utf-8", errors="surrogateescape")
+        # Lone surrogates, as file names with undecodable bytes have, are no text.
+        (folder.path / PAGE).write_text(visible(page), encoding="utf-8", errors="replace")
     return folder.path
 
 

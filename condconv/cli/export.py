@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,8 @@ def parse_batch(text: str | None) -> Any:
     """A number of images, "dynamic", or None for what the format has; `ArgumentError` for anything else."""
     if text is None or text == "dynamic":
         return text
-    if not (text.isascii() and text.isdigit()):
-        raise argument_error("export", "--batch", text, "must be a whole number or dynamic", "pass --batch 1")
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise argument_error(
+            "export", "--batch", text, "must be a whole number of at most nine digits, or dynamic", "pass --batch 1"
+        )
     return int(text)

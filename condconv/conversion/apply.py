@@ -22,7 +22,7 @@ from condconv.conversion.same_padding import pads_same, same_padded
 from condconv.conversion.sharing import Group
 from condconv.conversion.upcycle import upcycle
 from condconv.errors import ConversionError
-from condconv.layers import ConditionalLayer, RouterFactory, made_router
+from condconv.layers import ConditionalLayer, RouterFactory, TiledConv2d, made_router
 from condconv.routers import Router, RoutingScope, StepWatch, annealed_gates, attach_scope, detach_scopes
 
 _HOOKS = (
@@ -161,12 +161,22 @@ def revert(model: nn.Module, discard_training: bool = False) -> nn.Module:
 
 
 def refuse_inference_form(model: nn.Module, verb: str) -> None:
-    """Raise `ConversionError` if anything in `model` was made by `condconv.optimize_for_inference`."""
+    """Raise `ConversionError` if anything in `model` is an inference form, or is routed by tile."""
+    refuse_tiles(model, verb)
     if any(isinstance(module, PackedBank) or hasattr(module, "inference_form") for module in model.modules()):
         raise ConversionError(
             f"{verb}: the model is an inference form (condconv.optimize_for_inference): batch norm is folded and "
             "experts are packed, which cannot be undone, and quantising twice would round twice; use the network that "
             "it was made from"
+        )
+
+
+def refuse_tiles(model: nn.Module, verb: str) -> None:
+    """Raise `ConversionError` if anything in `model` was made by `condconv.layers.route_by_tile`."""
+    if any(isinstance(module, TiledConv2d) for module in model.modules()):
+        raise ConversionError(
+            f"{verb}: the model routes by tile (condconv.layers.route_by_tile), which only training, evaluation and "
+            "counting know; use the network that it was made from"
         )
 
 

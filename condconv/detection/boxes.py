@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, box_convert, clip_boxes_to_image
 
+from condconv.arguments import choice
 from condconv.errors import ShapeError, argument_error
 from condconv.models.ssd import SSDOutput
 
@@ -59,8 +60,9 @@ def detect(
     iou_threshold: float = 0.6,
     max_detections: int = 100,
     max_candidates: int = 400,
+    scores: str = "softmax",
 ) -> list[Detections]:
-    """Turn a network's outputs into detections: softmax, threshold, non-maximum suppression in each class.
+    """Turn a network's outputs into detections: scores, threshold, non-maximum suppression in each class.
 
     Args:
         output: of `condconv.models.SSD`, for B images.
@@ -70,6 +72,7 @@ def detect(
         iou_threshold: of two boxes of one class that overlap more, the worse is dropped.
         max_detections: at most so many for each image.
         max_candidates: at most so many (box, class) pairs of each image enter the suppression, best first.
+        scores: "softmax" for a network that `MultiBoxLoss` has trained, "sigmoid" for one of `FocalLoss`.
 
     Returns:
         One `Detections` for each image.
@@ -78,13 +81,15 @@ def detect(
         ArgumentError: a threshold outside [0, 1] or a limit below one.
         ShapeError: outputs and default boxes do not belong together.
     """
+    choice("detect", "scores", scores, ("softmax", "sigmoid"))
     _check(output, anchors, score_threshold, iou_threshold, max_detections, max_candidates)
     height, width = image_size
     scale = anchors.new_tensor([width, height, width, height])
     boxes = decode_boxes(output.box_offsets.float(), anchors) * scale  # (B, A, 4)
-    scores = output.class_logits.float().softmax(-1)[..., 1:]  # (B, A, classes), background left out
+    logits = output.class_logits.float()
+    probabilities = logits.softmax(-1)[..., 1:] if scores == "softmax" else logits[..., 1:].sigmoid()
     found = []
-    for image_boxes, image_scores in zip(boxes, scores, strict=True):
+    for image_boxes, image_scores in zip(boxes, probabilities, strict=True):  # (A, 4), (A, classes without background)
         image_boxes = clip_boxes_to_image(image_boxes, image_size)
         anchor, label = torch.nonzero(image_scores > score_threshold, as_tuple=True)
         score = image_scores[anchor, label]

@@ -1,9 +1,13 @@
-"""The MultiBox loss of SSD (https://arxiv.org/abs/1512.02325, equations 1 to 3).
+"""The two losses of SSD: that of its paper, and that of the TensorFlow Object Detection API's later configurations.
 
     L = (L_classification + L_localisation) / N,    N = number of default boxes that are matched to an object
 
-Classification is a softmax cross entropy over the matched boxes and the hardest unmatched ones, three for each match;
-localisation is a smooth L1 over the matched boxes' offsets.
+* `MultiBoxLoss` (https://arxiv.org/abs/1512.02325, equations 1 to 3): classification is a softmax cross entropy over
+  the matched boxes and the hardest unmatched ones, three for each match; localisation is a smooth L1 over the matched
+  boxes' offsets.
+* `FocalLoss` (https://arxiv.org/abs/1708.02002): classification is a sigmoid for each class over all boxes, those that
+  are right already weighing little, α = 0.75 and γ = 2; the background is the absence of all classes, and its logit is
+  not used. Localisation is the same, divided by the four offsets.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import box_convert, box_iou
+from torchvision.ops import box_convert, box_iou, sigmoid_focal_loss
 
 from condconv.detection.boxes import encode_boxes
 from condconv.errors import ArgumentError, ShapeError, argument_error
@@ -92,19 +96,8 @@ class MultiBoxLoss(nn.Module):
             ArgumentError: a box of no area or a class out of range; the message names image and box.
             ShapeError: lists of different lengths, or outputs that do not belong to the default boxes.
         """
-        _check(output, anchors, boxes, labels)
-        height, width = image_size
-        scale = anchors.new_tensor([width, height, width, height])
-        matched, classes, targets = [], [], []
-        for image_boxes, image_labels in zip(boxes, labels, strict=True):
-            fractions = image_boxes.to(anchors) / scale
-            match = match_anchors(anchors, fractions, self.iou_threshold)
-            positive = match >= 0
-            padded = torch.cat([image_labels.to(match.device, torch.long), match.new_zeros(1)])
-            matched.append(positive)
-            classes.append(padded[match])  # index −1 is the background
-            targets.append(encode_boxes(fractions[match[positive]], anchors[positive]))
-        return self._losses(output, torch.stack(matched), torch.stack(classes), torch.cat(targets))
+        targets = match_targets(output, anchors, boxes, labels, image_size, self.iou_threshold)
+        return self._losses(output, *targets)
 
     def _losses(self, output: SSDOutput, positive: Tensor, classes: Tensor, targets: Tensor) -> MultiBoxLosses:
         """Positive (B, A), classes (B, A), targets (P, 4) for the P positives in their order."""
@@ -118,28 +111,89 @@ class MultiBoxLoss(nn.Module):
         return MultiBoxLosses((entropy * selected).sum() / count, localisation / count)
 
 
+class FocalLoss(nn.Module):
+    """The sigmoid loss; see the module's docstring. Detections of such a network are `detect(…, scores="sigmoid")`.
+
+    Args:
+        iou_threshold: overlap from which a default box counts as an object.
+        alpha: weight of objects, that of the background being 1 − alpha.
+        gamma: 0 weighs all boxes alike; above, those that are wrong weigh more.
+    """
+
+    def __init__(self, iou_threshold: float = 0.5, alpha: float = 0.75, gamma: float = 2.0) -> None:
+        super().__init__()
+        if not 0 < iou_threshold <= 1:
+            raise argument_error("FocalLoss", "iou_threshold", iou_threshold, "must lie in (0, 1]", "SSD uses 0.5")
+        self.iou_threshold = iou_threshold
+        self.alpha = alpha
+        self.gamma = gamma
+
+    def forward(
+        self,
+        output: SSDOutput,
+        anchors: Tensor,
+        boxes: Sequence[Tensor],
+        labels: Sequence[Tensor],
+        image_size: tuple[int, int],
+    ) -> MultiBoxLosses:
+        """Compute both parts of the loss for B images; see `MultiBoxLoss.forward`."""
+        positive, classes, targets = match_targets(output, anchors, boxes, labels, image_size, self.iou_threshold)
+        count = positive.sum().clamp(min=1)
+        logits = output.class_logits.float()
+        wanted = F.one_hot(classes, logits.shape[2]).to(logits)[..., 1:]
+        classification = sigmoid_focal_loss(logits[..., 1:], wanted, self.alpha, self.gamma, reduction="sum")
+        localisation = F.smooth_l1_loss(output.box_offsets[positive].float(), targets, reduction="sum") / 4
+        return MultiBoxLosses(classification / count, localisation / count)
+
+
+def match_targets(
+    output: SSDOutput,
+    anchors: Tensor,
+    boxes: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    image_size: tuple[int, int],
+    iou_threshold: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What B images have to teach: which default boxes stand for objects (B, A), the class of each, 0 for background
+    (B, A), and the P objects' offsets (P, 4) in their order. Errors are those of `MultiBoxLoss.forward`.
+    """
+    _check(output, anchors, boxes, labels)
+    height, width = image_size
+    scale = anchors.new_tensor([width, height, width, height])
+    matched, classes, targets = [], [], []
+    for image_boxes, image_labels in zip(boxes, labels, strict=True):
+        fractions = image_boxes.to(anchors) / scale
+        match = match_anchors(anchors, fractions, iou_threshold)
+        positive = match >= 0
+        padded = torch.cat([image_labels.to(match.device, torch.long), match.new_zeros(1)])
+        matched.append(positive)
+        classes.append(padded[match])  # index −1 is the background
+        targets.append(encode_boxes(fractions[match[positive]], anchors[positive]))
+    return torch.stack(matched), torch.stack(classes), torch.cat(targets)
+
+
 def _check(output: SSDOutput, anchors: Tensor, boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> None:
     batch, _, classes = output.class_logits.shape
     if output.box_offsets.shape != (batch, *anchors.shape) or output.class_logits.shape[1] != len(anchors):
         raise ShapeError(
-            f"MultiBoxLoss: logits {tuple(output.class_logits.shape)} and offsets {tuple(output.box_offsets.shape)} do "
+            f"loss of SSD: logits {tuple(output.class_logits.shape)} and offsets {tuple(output.box_offsets.shape)} do "
             f"not belong to default boxes {tuple(anchors.shape)}; pass model.anchors(image_size) of the same image size"
         )
     if not len(boxes) == len(labels) == batch:
         raise ShapeError(
-            f"MultiBoxLoss: {batch} images, {len(boxes)} lists of boxes, {len(labels)} of labels; pass one each"
+            f"loss of SSD: {batch} images, {len(boxes)} lists of boxes, {len(labels)} of labels; pass one each"
         )
     for image, (image_boxes, image_labels) in enumerate(zip(boxes, labels, strict=True)):
         if image_boxes.shape != (len(image_labels), 4):
             raise ShapeError(
-                f"MultiBoxLoss: image {image}: boxes {tuple(image_boxes.shape)} for {len(image_labels)} labels; "
+                f"loss of SSD: image {image}: boxes {tuple(image_boxes.shape)} for {len(image_labels)} labels; "
                 "boxes must be (M, 4) with one label each"
             )
         bad = ~((image_boxes[:, 2:] > image_boxes[:, :2]).all(1) & image_boxes.isfinite().all(1))
         if bad.any():
             box = int(bad.nonzero()[0])
             raise ArgumentError(
-                f"MultiBoxLoss: image {image}: box {box} {image_boxes[box].tolist()} has no area; boxes are x1, y1, "
+                f"loss of SSD: image {image}: box {box} {image_boxes[box].tolist()} has no area; boxes are x1, y1, "
                 "x2, y2 with x1 < x2 and y1 < y2; drop it from the annotations"
             )
         if len(image_labels) == 0:
@@ -147,6 +201,6 @@ def _check(output: SSDOutput, anchors: Tensor, boxes: Sequence[Tensor], labels: 
         low, high = int(image_labels.min()), int(image_labels.max())
         if low < 1 or high >= classes:
             raise ArgumentError(
-                f"MultiBoxLoss: image {image}: labels from {low} to {high}; they must lie in 1..{classes - 1}, 0 being "
+                f"loss of SSD: image {image}: labels from {low} to {high}; they must lie in 1..{classes - 1}, 0 being "
                 "the background"
             )

@@ -101,7 +101,7 @@ def evaluate(
         if layers:
             with record_routing(network) as routing:
                 output = task.run(network, on_device)
-            statistics.update(routing.parts(), task.group_of(batch))
+            statistics.update(routing.parts(len(batch[0])), task.group_of(batch))
         else:
             output = task.run(network, on_device)
         damaged += [source.val.where(place) for place in batch[2][~batch[3]].tolist()]

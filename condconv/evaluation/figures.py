@@ -15,15 +15,14 @@ _MOST_LABELS = 40
 
 
 def confusion_matrix(confusions: Mapping[str, Tensor], classes: Sequence[str]) -> bytes:
-    """One panel for each network: rows true, columns predicted, each row in % of its images; a PNG."""
+    """One panel for each title: rows true, columns predicted, each row in % of its examples; a PNG."""
     size = min(4.5 + 0.25 * len(classes), 14)
     figure = Figure(figsize=(size * len(confusions), size), layout="constrained")
     panels = figure.subplots(1, len(confusions), squeeze=False)[0]
-    for axes, (network, confusion) in zip(panels, confusions.items(), strict=True):
+    for axes, (title, confusion) in zip(panels, confusions.items(), strict=True):
         percent = 100 * confusion / confusion.sum(dim=1, keepdim=True).clamp(min=1)
         image = axes.imshow(percent.numpy(), vmin=0, vmax=100, cmap="cividis")
-        accuracy = 100 * float(confusion.diag().sum() / confusion.sum())
-        axes.set(xlabel="predicted class", ylabel="true class", title=f"{network}: {accuracy:.2f} %")
+        axes.set(xlabel="predicted class", ylabel="true class", title=title)
         label_classes(axes, classes, both=True)
         if len(classes) <= 12:
             for (row, column), value in zip(torch.cartesian_prod(*map(torch.arange, percent.shape)).tolist(),

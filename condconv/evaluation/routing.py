@@ -87,7 +87,10 @@ class RoutingStatistics(Metric):
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, routing: Mapping[str, Tensor], labels: Tensor) -> None:
-        """Add one batch: coefficients (B, n) by layer name, labels (B,). Examples labelled `IGNORED` don't count."""
+        """Add one batch: coefficients (B, n) by layer name, labels (B,). Examples labelled `IGNORED` don't count.
+
+        A layer that ran k times on the batch has (k B, n), and counts with the mean of its calls.
+        """
         keep = (labels != IGNORED).cpu()
         classes = labels.cpu()[keep]
         device = self.count.device
@@ -95,7 +98,8 @@ class RoutingStatistics(Metric):
         for index, name in enumerate(self.layers):
             if name not in routing:
                 continue
-            coefficients = routing[name].double()[keep].to(device)  # (B, n)
+            calls = routing[name].double().unflatten(0, (-1, len(labels)))  # (k, B, n)
+            coefficients = calls.mean(dim=0)[keep].to(device)
             self._state("sum", index).index_add_(0, classes.to(device), coefficients)
             self._state("low", index).add_((coefficients < off_below(coefficients.shape[1])).sum(dim=0))
             self._state("high", index).add_((coefficients > HIGH).sum(dim=0))

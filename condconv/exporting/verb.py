@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from condconv import arguments
-from condconv.conversion.apply import conditional_layers
+from condconv.conversion.apply import conditional_layers, refuse_tiles
 from condconv.errors import ArgumentError, CondConvError, ConversionError, argument_error
 from condconv.exporting.about import About, describe
 from condconv.exporting.formats import (
@@ -136,6 +136,7 @@ def export(
     arguments.a_module(where, "model", model)
     arguments.flag(where, "twin", twin)
     path = arguments.path(where, "path", path).expanduser()
+    refuse_tiles(model, where)
     format = check_format(where, format, path)
     fixed = _fixed_batch(format, batch)
     if int8 is not None:

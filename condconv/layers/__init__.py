@@ -9,6 +9,7 @@ from condconv.layers.conv import (
 )
 from condconv.layers.design import Design, RouterFactory, made_router
 from condconv.layers.linear import ConditionalLinear
+from condconv.layers.tiled import TiledConv2d, route_by_tile
 
 __all__ = [
     "ConditionalConv1d",
@@ -20,7 +21,9 @@ __all__ = [
     "Design",
     "RouterChoice",
     "RouterFactory",
+    "TiledConv2d",
     "last_strategy",
     "made_router",
+    "route_by_tile",
     "site_of",
 ]

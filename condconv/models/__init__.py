@@ -5,7 +5,6 @@ from condconv.models.build import Origin, initialise_experts, origin_of
 from condconv.models.loading import load_weights, read_safetensors
 from condconv.models.saving import save_pretrained
 from condconv.models.ssd import SSD, SSDOutput, make_anchors
-from condconv.models.tensorflow_weights import load_tensorflow_checkpoint
 from condconv.models.timm_weights import from_timm, to_timm_state_dict
 from condconv.models.trained_on import noted_images
 from condconv.models.zoo import create_model, list_models, static_twin, upcycle
@@ -18,7 +17,6 @@ __all__ = [
     "from_timm",
     "initialise_experts",
     "list_models",
-    "load_tensorflow_checkpoint",
     "load_weights",
     "make_anchors",
     "noted_images",

@@ -16,17 +16,22 @@ import timm
 import torch
 from torch import nn
 
+from condconv.arguments import number
 from condconv.conversion import convert, forget_originals
 from condconv.conversion.apply import conditional_layers
 from condconv.errors import argument_error
 from condconv.models.backbones import BACKBONES, build_backbone
+from condconv.models.pose import COCO_JOINTS, POSES, PoseNetwork
 from condconv.models.restorer import RESTORERS, Restorer
 from condconv.models.specs import SPECS, Spec
 from condconv.models.ssd import COCO_CLASSES, DETECTORS, SSD
 
 _ORIGIN = "condconv_origin"
 
-STATIC = (*BACKBONES, *DETECTORS, *RESTORERS)
+TORCHVISION = "torchvision/"
+"""What the names of torchvision's detectors begin with."""
+
+STATIC = (*BACKBONES, *DETECTORS, *POSES, *RESTORERS)
 """Names of the static networks that are rows here."""
 
 DEFAULTS: dict[str, Any] = {
@@ -145,6 +150,8 @@ def build_static(name: str, given: Mapping[str, Any], pretrained: bool) -> nn.Mo
     arguments = _without_experts(name, given)
     if name in DETECTORS:
         return _build_detector(name, arguments)
+    if name in POSES:
+        return _build_pose(name, arguments)
     if name in RESTORERS:
         return _build_restorer(name, arguments)
     row = BACKBONES[name]
@@ -154,6 +161,13 @@ def build_static(name: str, given: Mapping[str, Any], pretrained: bool) -> nn.Mo
     if arguments["num_classes"] is None:
         arguments["num_classes"] = 1000
     return build_backbone(row, **arguments)
+
+
+def build_torchvision(name: str, given: Mapping[str, Any]) -> nn.Module:
+    """A detector of torchvision; see `condconv.detection.torchvision_detectors`."""
+    from condconv.detection import torchvision_detectors  # slow to import, and detection alone needs it
+
+    return torchvision_detectors.build(name, not_default(_without_experts(name, given)))
 
 
 def build_timm(name: str, given: Mapping[str, Any], pretrained: bool) -> nn.Module:
@@ -173,15 +187,35 @@ def _build_detector(name: str, given: Mapping[str, Any]) -> nn.Module:
     where = f"create_model('{name}')"
     arguments = not_default(given)
     num_classes, in_chans = arguments.pop("num_classes", COCO_CLASSES), arguments.pop("in_chans", 3)
-    width = arguments.pop("width_multiplier", 1.0)
+    width, prior = arguments.pop("width_multiplier", 1.0), arguments.pop("class_prior", None)
+    if prior is not None:
+        number(where, "class_prior", prior, above=0, maximum=0.5, remedy="pass 0.01")
     if arguments:
         first = next(iter(arguments))
-        rule, remedy = "is no argument of the detector", "known: num_classes, in_chans, width_multiplier, num_experts"
+        rule = "is no argument of the detector"
+        remedy = "known: num_classes, in_chans, width_multiplier, class_prior, num_experts"
         raise argument_error(where, first, arguments[first], rule, remedy)
     if num_classes < 1:
         rule = "must be at least 1, background not counted"
         raise argument_error(where, "num_classes", num_classes, rule, "COCO has 90")
-    return SSD(DETECTORS[name], num_classes=num_classes, in_chans=in_chans, width_multiplier=width)
+    return SSD(
+        DETECTORS[name], num_classes=num_classes, in_chans=in_chans, width_multiplier=width, class_prior=prior
+    )
+
+
+def _build_pose(name: str, given: Mapping[str, Any]) -> nn.Module:
+    where = f"create_model('{name}')"
+    arguments = not_default(given)
+    joints, in_chans = arguments.pop("num_classes", COCO_JOINTS), arguments.pop("in_chans", 3)
+    width = arguments.pop("width_multiplier", 1.0)
+    if arguments:
+        first = next(iter(arguments))
+        rule, remedy = "is no argument of the pose network", "known: num_classes, in_chans, width_multiplier"
+        raise argument_error(where, first, arguments[first], rule, remedy)
+    if joints < 1:
+        raise argument_error(where, "num_classes", joints, "must be at least 1, the number of joints", "COCO has 17")
+    backbone, head = POSES[name]
+    return PoseNetwork(backbone, head, joints=joints, in_chans=in_chans, width_multiplier=width)
 
 
 def _build_restorer(name: str, given: Mapping[str, Any]) -> nn.Module:

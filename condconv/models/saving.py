@@ -24,7 +24,7 @@ import condconv
 from condconv import arguments
 from condconv.banks import Packing
 from condconv.conversion import revert
-from condconv.conversion.apply import conditional_layers, original_of
+from condconv.conversion.apply import conditional_layers, original_of, refuse_tiles
 from condconv.errors import CheckpointError
 from condconv.files import Lock, whole_file, write_flushed
 from condconv.inference import InferenceForm
@@ -76,8 +76,10 @@ def save_pretrained(
     Raises:
         CheckpointError: the network is neither from `create_model` nor converted here, has been changed since in a way
             that the configuration cannot say, or the folder cannot be written.
+        ConversionError: the network routes by tile.
     """
     arguments.a_module("save_pretrained", "model", model)
+    refuse_tiles(model, "save_pretrained")
     config = _config(model, origin_of(model) or _elsewhere(model))
     _check_rebuilds(config, model)
     folder = arguments.path("save_pretrained", "folder", folder)

@@ -123,6 +123,20 @@ def _ssd_rows() -> list[Spec]:
     ]
 
 
+def _pose_rows() -> list[Spec]:
+    """Dynamic Convolution, section 5.3: the backbone alone with head A, backbone and head with head B."""
+    mobile = rf"backbone\.(?:blocks\.\d+\.\d+\.{_MOBILE_CONVOLUTIONS}|conv_head)"
+    head = r"head\.(?:reduce\.0|levels\.\d+\.\d+\.(?:expand|depthwise|project))"
+    where = "all convolutions of the backbone but the first"
+    return [
+        Spec("dynamic_pose_mobilenetv2_100_a", "pose_mobilenetv2_100_a", "dynamic_convolution", 4, mobile, where),
+        Spec(
+            "dynamic_pose_mobilenetv2_050_b", "pose_mobilenetv2_050_b", "dynamic_convolution", 4, rf"{mobile}|{head}",
+            f"{where}, those of the head but the last",
+        ),
+    ]  # fmt: skip
+
+
 def _dynamic_rows() -> list[Spec]:
     def row(backbone: str, targets: str, placement: str) -> Spec:
         return Spec(f"dynamic_{backbone}", backbone, "dynamic_convolution", 4, targets, placement)
@@ -191,6 +205,6 @@ def _dcd_rows() -> list[Spec]:
 
 SPECS: dict[str, Spec] = {
     spec.name: spec
-    for rows in (_condconv_rows(), _ssd_rows(), _dynamic_rows(), _odconv_rows(), _dcd_rows())
+    for rows in (_condconv_rows(), _ssd_rows(), _pose_rows(), _dynamic_rows(), _odconv_rows(), _dcd_rows())
     for spec in rows
 }

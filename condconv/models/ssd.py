@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -67,13 +67,16 @@ class SSD(nn.Module):
         num_classes: object classes; the background is added as class 0.
         in_chans: channels of the image.
         width_multiplier: factor on the channels of the trunk and of the extra layers.
+        class_prior: probability of each class at the start, by the predictors' biases, as a sigmoid loss wants it; None
+            for biases of zero.
 
     Batch-normalised layers follow the trunk's initialiser; predictors start at normal(0, 0.01) with zero bias.
     """
 
     def __init__(
-        self, backbone: str, *, num_classes: int = COCO_CLASSES, in_chans: int = 3, width_multiplier: float = 1.0
-    ) -> None:
+        self, backbone: str, *, num_classes: int = COCO_CLASSES, in_chans: int = 3, width_multiplier: float = 1.0,
+        class_prior: float | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         row = BACKBONES[backbone]
         self.num_classes = num_classes
@@ -95,9 +98,9 @@ class SSD(nn.Module):
             nn.Conv2d(c, a * (num_classes + 1), 1) for c, a in zip(channels, anchors, strict=True)
         )
         self.box_predictors = nn.ModuleList(nn.Conv2d(c, a * 4, 1) for c, a in zip(channels, anchors, strict=True))
-        self._initialise()
+        self._initialise(0.0 if class_prior is None else math.log(class_prior / (1 - class_prior)))
 
-    def _initialise(self) -> None:
+    def _initialise(self, class_bias: float) -> None:
         for module in self.extras.modules():
             if isinstance(module, nn.Conv2d):
                 fan_out = module.out_channels * math.prod(module.kernel_size)
@@ -105,6 +108,8 @@ class SSD(nn.Module):
         for predictor in (*self.class_predictors, *self.box_predictors):
             nn.init.normal_(predictor.weight, 0.0, 0.01)
             nn.init.zeros_(predictor.bias)
+        for predictor in self.class_predictors:
+            nn.init.constant_(cast(Tensor, predictor.bias), class_bias)
 
     def feature_maps(self, images: Tensor) -> list[Tensor]:
         """(B, C, H, W) → the six maps that are predicted from, finest first."""

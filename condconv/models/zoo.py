@@ -14,9 +14,11 @@ from condconv.errors import ArgumentError, UnknownNameError, argument_error
 from condconv.models.build import (
     PLACEMENT,
     STATIC,
+    TORCHVISION,
     build_conditional,
     build_static,
     build_timm,
+    build_torchvision,
     convert_row,
     not_default,
     origin_of,
@@ -44,6 +46,8 @@ def create_model(
     **timm_arguments: Any,
 ) -> nn.Module:
     """Make a network by name: a paper's network, one of their static backbones, or any other timm network.
+
+    A detector of torchvision is "torchvision/NAME", for images with values in [0, 1].
 
     Args:
         name: `list_models` lists the papers' networks and the backbones; other names are looked up in timm.
@@ -89,6 +93,8 @@ def create_model(
         model = build_conditional(SPECS[name], given)
     elif name in STATIC:
         model = build_static(name, given, pretrained)
+    elif name.startswith(TORCHVISION):
+        model = build_torchvision(name, given)
     elif timm.is_model(name):
         model = build_timm(name, given, pretrained)
     else:
@@ -156,13 +162,15 @@ def upcycle(
 
 
 def _check_pretrained(name: str) -> None:
-    if published_name(name) or name not in (*SPECS, *STATIC):
+    if published_name(name) or not (name in (*SPECS, *STATIC) or name.startswith(TORCHVISION)):
         return
     message = (
         f"create_model('{name}', pretrained=True): no weights are published for it; names with weights: "
         f"{', '.join(list_models(pretrained=True))}"
     )
-    if name in SPECS and published_name(SPECS[name].backbone):
+    if name.startswith(TORCHVISION):
+        message += ". Its weights come from a file: condconv.models.load_weights(model, file)"
+    elif name in SPECS and published_name(SPECS[name].backbone):
         message += f". To start from the published static network: condconv.models.upcycle('{name}')"
     elif name in SPECS:
         message += f". To start from a trained static network: condconv.models.upcycle('{name}', static)"

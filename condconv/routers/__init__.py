@@ -7,6 +7,7 @@ from condconv.routers.router import Router
 from condconv.routers.schedule import RoutingSchedule, annealed_gates
 from condconv.routers.scope import RoutingScope, attach_scope, detach_scopes
 from condconv.routers.squeeze_excite import SqueezeExcite
+from condconv.routers.valid_area import valid_area
 
 __all__ = [
     "AnnealedGate",
@@ -26,4 +27,5 @@ __all__ = [
     "attach_scope",
     "detach_scopes",
     "drop_experts",
+    "valid_area",
 ]

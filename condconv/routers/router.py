@@ -24,6 +24,7 @@ from condconv.func_transforms import transformed
 from condconv.operators import available
 from condconv.routers.gates import Gate, drop_experts
 from condconv.routers.normalisation import HiddenBatchNorm, hidden_norm
+from condconv.routers.valid_area import area_of, average
 
 
 class Router(nn.Module):
@@ -193,9 +194,9 @@ def _compute_dtype(weight: Tensor) -> torch.dtype:
 
 
 def _global_average(x: Tensor, weight: Tensor) -> Tensor:
-    """Mean of x (B, C, *space) over space, (B, C), accumulated in the dtype that goes with the weights."""
+    """Mean of x (B, C, *space) over its valid area, (B, C), accumulated in the dtype that goes with the weights."""
     dtype = _compute_dtype(weight)
-    return x.to(dtype) if x.dim() == 2 else x.flatten(2).mean(dim=2, dtype=dtype)
+    return x.to(dtype) if x.dim() == 2 else average(x, dtype)
 
 
 def linear(z: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -214,6 +215,8 @@ def _fuses(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
         return False
     if only_runs():
         return available()
+    if area_of(x) is not None:
+        return False
     if torch.compiler.is_exporting() or torch.autograd.forward_ad._current_level >= 0 or transformed():
         return False
     differentiated = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad)

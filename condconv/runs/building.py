@@ -15,8 +15,9 @@ from condconv.conversion import convert
 from condconv.conversion.apply import conditional_layers
 from condconv.data import Source
 from condconv.errors import ArgumentError, argument_error
-from condconv.layers import RouterFactory
+from condconv.layers import RouterFactory, route_by_tile
 from condconv.models import create_model, initialise_experts, load_weights, static_twin
+from condconv.models.build import TORCHVISION
 from condconv.models.specs import SPECS
 from condconv.routers import Router, SigmoidGate, SoftmaxGate
 from condconv.runs.config import TrainConfig
@@ -61,15 +62,18 @@ class NetworkBuilder:
         model = create_model(self.config.model, **self._conditional_arguments())
         if self.spec is None:
             targets = None if self.config.targets is None else self.config.targets.split(" + ")
+            # A variant's own placement is about the backbone of torchvision's detectors; heads see levels and regions.
+            whole = targets is not None or not self.config.model.startswith(TORCHVISION)
             convert(
-                model, self.variant, targets=targets, num_experts=self.config.num_experts, share=self._share(),
-                init="fresh", router=self._router(), **self._limit(),
+                model if whole else model.get_submodule("backbone"), self.variant, targets=targets,
+                num_experts=self.config.num_experts, share=self._share(), init="fresh", router=self._router(),
+                **self._limit(),
             )  # fmt: skip
             initialise_experts(model)  # as the static twin draws its kernels, so that the two start alike
         if self.config.upcycle_from is not None:
             load_weights(model, self._static_weights(), upcycle=True)
         _scale(model, self.config)
-        return model
+        return route_by_tile(model, self.config.tiles)
 
     def _conditional_arguments(self) -> dict[str, Any]:
         if self.spec is None:

@@ -34,6 +34,7 @@ GATES = ("sigmoid", "softmax")
 AUTO_AUGMENTS = ("imagenet", "cifar10", "svhn", "rand", "trivial")
 # Named here too, since importing them takes torch; a test compares.
 CONDITIONS = ("plain", "inverted", "turned", "noisy", "blurred")
+DETECTION_LOSSES = ("softmax", "focal")
 NO_VARIANT = "none"
 WIDTH = Rule(lambda value: 0 < value <= 64, "must be above 0 and at most 64")
 SMALL_INPUT = 64
@@ -48,7 +49,7 @@ class TrainConfig:
 
     # Data.
     data: str = setting(MISSING, "fashion-mnist, digits, a folder (train/ and val/, tar shards, IDX) or URL of shards")
-    task: str | None = setting(None, "classify, detect or restore (default: what the data says, else classify)")
+    task: str | None = setting(None, "classify, detect, keypoints, restore (default: what the data says, or classify)")
     input_size: int | None = setting(
         None, "side of the square that the network gets, pixels (default: the set's)", COUNT
     )
@@ -70,6 +71,10 @@ class TrainConfig:
         "deviation of 255), blur (Gaussian, pixels), jpeg (quality); 'noise:0-75,blur:0-3,jpeg:10-90' has the ranges",
     )
 
+    detection_loss: str = setting(
+        "softmax", f"detect, SSD alone: {', '.join(DETECTION_LOSSES)}; scores follow it", DETECTION_LOSSES
+    )
+
     # Network.
     model: str = setting("mobilenetv1_025", "static backbone, name of the zoo, or any timm network")
     variant: str = setting("condconv", "condconv, dynamic_convolution, or none: static alone")
@@ -86,6 +91,7 @@ class TrainConfig:
     share: str | None = setting(
         None, "who shares a router: block, network, a number of blocks, or none (default: the variant's)"
     )
+    tiles: int = setting(1, "route g x g tiles of an image by themselves; needs --share none", COUNT)
     gate: str | None = setting(None, f"{' or '.join(GATES)} (default: the variant's)", GATES)
     router_init_scale: float = setting(1.0, "factor on the routers' last weights at the start", NOT_NEGATIVE)
     expert_init_scale: float = setting(1.0, "factor on the experts' kernels at the start", POSITIVE)

@@ -72,7 +72,7 @@ class Task(ABC):
     name: ClassVar[str]
     score: ClassVar[Score]
     training_columns: ClassVar[tuple[str, ...]]
-    validation_columns: ClassVar[tuple[str, ...]]
+    validation_columns: tuple[str, ...]
     loss_title: ClassVar[str]
     unused: ClassVar[tuple[str, ...]] = ()
     predictions: ClassVar[str]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from condconv.data import ImageSet
 from condconv.errors import ArgumentError
+from condconv.files import require_writable
 
 
 def output_names(images: ImageSet) -> list[str]:
@@ -20,6 +21,13 @@ def output_names(images: ImageSet) -> list[str]:
         seen[stem] += 1
         names.append(f"{stem}.png" if seen[stem] == 1 else f"{stem}-{seen[stem]}.png")
     return names
+
+
+def check_new_folder(out: Path) -> None:
+    """Raise `ArgumentError` unless a new folder can be made there."""
+    if out.exists():
+        raise ArgumentError(f"--out {out}: is there already; move it away, or pass another name")
+    require_writable(out)
 
 
 @contextlib.contextmanager

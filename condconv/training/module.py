@@ -186,7 +186,7 @@ class TrainingModule(pl.LightningModule):
         else:
             with record_routing(self.result) as routing:
                 output = self.task.run(self.result, batch)
-            self.routing.update(routing.parts(), self.task.group_of(batch))
+            self.routing.update(routing.parts(len(batch[0])), self.task.group_of(batch))
         self.meter.update(output, batch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

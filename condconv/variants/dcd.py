@@ -38,6 +38,7 @@ from condconv.layers import ConditionalConv2d, ConditionalLinear, Design
 from condconv.lowered import LowRank, matrix_macs, on_maps_macs
 from condconv.routers import Gate, Router
 from condconv.routers.router import linear
+from condconv.routers.valid_area import area_of, average
 from condconv.site import ConvSite
 from condconv.variants.base import Variant, variants
 
@@ -198,8 +199,13 @@ def _pooled(x: Tensor, side: int, weight: Tensor) -> Tensor:
     """Means of x (B, C, *space) over space, or over the quarters of (B, C, H, W), in f32 at least."""
     x = x.to(torch.promote_types(weight.dtype, torch.float32))
     if side == 1:
-        return x if x.dim() == 2 else x.flatten(2).mean(dim=2)
-    return F.adaptive_avg_pool2d(x, side).flatten(1)
+        return x if x.dim() == 2 else average(x, x.dtype)
+    area = area_of(x)
+    if area is None:
+        return F.adaptive_avg_pool2d(x, side).flatten(1)
+    filled = torch.stack(area.on_map(x), dim=1).tolist()
+    images = (image[:, :rows, :columns] for image, (rows, columns) in zip(x, filled, strict=True))
+    return torch.stack([F.adaptive_avg_pool2d(image, side) for image in images]).flatten(1)
 
 
 # FX records these as one call each: what they ask of dtypes and ranks cannot be traced through.

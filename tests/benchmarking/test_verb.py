@@ -8,6 +8,7 @@ import signal
 import subprocess
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -141,7 +142,7 @@ def interrupt_second_cell() -> None:
     quick()
     # Where the tests themselves run in the background, their children would ignore it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    cell_rows, done = Benchmark.rows, []
+    cell_rows, done = Benchmark.rows, list[Any]()
 
     def measured(self: Benchmark, cell: TimingCell) -> list[dict[str, object]]:
         if done:
@@ -150,7 +151,7 @@ def interrupt_second_cell() -> None:
         done.append(cell)
         return cell_rows(self, cell)
 
-    Benchmark.rows = measured  # type: ignore[method-assign]
+    Benchmark.rows = measured
 
 
 def test_interrupted_it_leaves_the_rows_that_are_done(small: Words, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_the_plan_has_networks_first_and_the_targets_rows_among_them() -> None:
 def test_networks_and_layers_have_rows_for_all_contenders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     tuned: list[tuple[tuple[int, ...], bool]] = []
     monkeypatch.setattr(gpu_quick, "tune", lambda _, x, training: tuned.append((tuple(x.shape), training)))
-    cells = [
+    cells: list[NetworkCell | LayerCell] = [
         NetworkCell(Work(True, 2, numbers="tf32"), NETWORK, 32),
         NetworkCell(Work(False, 1, GRAPH, "tf32"), NETWORK, 32),
         LayerCell(Work(True, 2), gpu.Shape(3, 8, 8, 4, depthwise=True)),

@@ -122,7 +122,7 @@ def test_steps_are_those_of_the_training_module(source: Source, study: Study, ar
         assert network.outcome()[0] == pytest.approx(total, rel=2e-3)
     expected = module.network.state_dict()
     for name, value in network.network.state_dict().items():
-        torch.testing.assert_close(value, expected[name], atol=5e-3, rtol=5e-2, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(value, expected[name], atol=5e-3, rtol=5e-2, msg=f"{{}} of {name}".format)
     with torch.no_grad():
         logits = module.network.eval()(pictures.val_images.flatten(0, 1))
     right = (logits.argmax(dim=1) == pictures.val_labels.flatten()).float().mean()

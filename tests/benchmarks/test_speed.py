@@ -30,7 +30,7 @@ def run(tmp_path: Path) -> Run:
     """Run a script quickly in this process and return what it wrote."""
 
     def quick(script: object, *words: str) -> list[Line]:
-        script.main(["--quick", "--threads", "1", "--out", str(tmp_path), *words])  # type: ignore[attr-defined]
+        script.main(["--quick", "--threads", "1", "--out", str(tmp_path), *words])
         (written,) = tmp_path.iterdir()
         return read(written)
 
@@ -59,8 +59,8 @@ def test_a_file_of_results_is_complete_or_as_it_was(tmp_path: Path) -> None:
 
 def test_the_roofline_is_the_larger_of_computing_and_reading() -> None:
     roofline = Roofline(0)
-    roofline.peak = lambda dtype: 100.0  # type: ignore[assignment, method-assign]
-    roofline.bandwidth = {1: 10.0, 256: 5.0}.__getitem__  # type: ignore[assignment, method-assign]
+    roofline.peak = lambda dtype: 100.0
+    roofline.bandwidth = {1: 10.0, 256: 5.0}.__getitem__
     assert roofline.ms(2e9, 0) == 20.0
     assert roofline.ms(2e9, 1e6, passes=500) == 50.0
     assert roofline.ms(0, 1e9) == 200.0

@@ -19,8 +19,8 @@ from tests.processes import run
 
 # Small enough that most of a run is what comes before and after the training; 10 steps an epoch.
 SMALL = (
-    "--data", "digits", "--model", "mobilenetv1_025", "--variant", "dynamic_convolution", "--num-experts", "2",
-    "--output-stride", "8", "--epochs", "2", "--batch-size", "8", "--limit-train", "80", "--limit-val", "20",
+    "--data", "digits", "--model", "cifar_resnet8", "--variant", "dynamic_convolution", "--num-experts", "2",
+    "--epochs", "2", "--batch-size", "8", "--limit-train", "80", "--limit-val", "20",
     "--name", "small", "--no-report",
 )  # fmt: skip
 
@@ -62,9 +62,9 @@ def signal_in_step(signum: int, epoch: int, batch: int, rank: str | None = None,
             pid = -os.getpgrp() if group else os.getpid()
             # Sent by another process, as a scheduler does it.
             subprocess.run(["kill", f"-{int(signum)}", "--", str(pid)])
-        return training_step(self, images, batch_idx)  # type: ignore[arg-type]
+        return training_step(self, images, batch_idx)
 
-    TrainingModule.training_step = step  # type: ignore[assignment, method-assign]
+    TrainingModule.training_step = step
 
 
 def metrics(run: Path) -> list[dict[str, str]]:

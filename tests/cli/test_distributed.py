@@ -43,7 +43,7 @@ def save_the_end(folder: Path) -> None:
         torch.save(trained.network.state_dict(), folder / f"rank{experiment.Processes.from_environment().rank}.pt")
         return trained
 
-    experiment.Experiment._train = train  # type: ignore[method-assign]
+    experiment.Experiment._train = train
 
 
 @pytest.fixture

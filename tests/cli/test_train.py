@@ -15,6 +15,7 @@ import torch
 import yaml
 from safetensors import safe_open
 
+from condconv import __version__
 from condconv.cli.main import VERBS, main
 from tests.cli.runner import SMALL, condconv, metrics, quick, same_weights, signal_in_step
 from tests.data.writers import write_folder_set
@@ -87,13 +88,18 @@ MIXED = (*SMALL, "--mixup", "0.2", "--auto-augment", "trivial")
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of an uninterrupted run, by the command that is installed."""
+    """The run folder of an uninterrupted run."""
     out = tmp_path_factory.mktemp("whole")
-    command = [str(Path(sys.executable).with_name("condconv")), "train", *MIXED, "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = condconv("train", *MIXED, "--out", str(out))
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     return out / "small-1"
+
+
+def test_the_installed_command() -> None:
+    command = [str(Path(sys.executable).with_name("condconv")), "--version"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"condconv {__version__}\n"), done.stderr
 
 
 def test_a_run_folder_is_complete(whole: Path) -> None:
@@ -137,8 +143,8 @@ def test_a_resumed_run_keeps_its_settings(whole: Path, tmp_path: Path, fails: Fa
     run = tmp_path / "small-1"
     shutil.copytree(whole, run)
     (run / "summary.md").unlink()
-    error = fails("train", "--resume", str(run), "--model", "mobilenetv1_050")
-    assert "--model='mobilenetv1_050': the run to resume was started with 'mobilenetv1_025'" in error
+    error = fails("train", "--resume", str(run), "--model", "cifar_resnet14")
+    assert "--model='cifar_resnet14': the run to resume was started with 'cifar_resnet8'" in error
 
 
 def test_a_checkpoint_of_another_model_is_refused(whole: Path, tmp_path: Path, fails: Fails) -> None:
@@ -148,9 +154,9 @@ def test_a_checkpoint_of_another_model_is_refused(whole: Path, tmp_path: Path, f
     checkpoint_path = run / "checkpoints" / "conditional.ckpt"
     intact = checkpoint_path.read_bytes()
     checkpoint = torch.load(checkpoint_path, weights_only=True)
-    checkpoint["state_dict"]["network.classifier.weight"] = torch.zeros(3, 5)
+    checkpoint["state_dict"]["network.fc.weight"] = torch.zeros(3, 5)
     torch.save(checkpoint, checkpoint_path)
-    assert "another model; network.classifier.weight is (3, 5)" in fails("train", "--resume", str(run))
+    assert "another model; network.fc.weight is (3, 5)" in fails("train", "--resume", str(run))
     checkpoint_path.write_bytes(intact[: len(intact) // 2])
     assert "truncated or damaged" in fails("train", "--resume", str(run))
     torch.save({"weights": torch.zeros(3)}, checkpoint_path)
@@ -205,8 +211,8 @@ def test_damaged_images_are_skipped_when_asked(tmp_path: Path, fails: Fails) -> 
 
 def test_twins_are_trained_beside_and_runs_never_overwritten(tmp_path: Path) -> None:
     arguments = (
-        "--epochs", "1", "--limit-train", "64", "--variant", "condconv", "--twin", "--out", str(tmp_path),
-        "--conditions", "plain,inverted", "--report",
+        "--epochs", "1", "--limit-train", "64", "--variant", "condconv", "--num-experts", "32", "--twin",
+        "--out", str(tmp_path), "--conditions", "plain,inverted", "--report",
     )  # fmt: skip
     (tmp_path / "small-1").mkdir()
     (tmp_path / "small-1" / "mine.txt").write_text("not to be overwritten")

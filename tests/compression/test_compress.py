@@ -54,7 +54,7 @@ def test_dead_and_equal_experts_and_constant_routing() -> None:
     (first, layer), (last, constant) = conditional_layers(model)
     with torch.no_grad():
         layer.weight[1].copy_(layer.weight[0])
-        body: Any = constant.router.body  # type: ignore[union-attr]
+        body: Any = constant.router.body
         body[-1].weight.zero_()
         body[-1].bias.copy_(torch.tensor([3.0, -1.0, 0.0]))
     loader = batches(model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, cast
 
+import pytest
 import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -37,6 +38,12 @@ def layer_of(variant: str, static: type[nn.Module]) -> Any:
     return next(layer for layer in variants[variant].layers if layer.static_type is static)
 
 
+def compiled(layers: list[Any], *fast: type[nn.Module]) -> Any:
+    """Layers for what a compiler takes long for: those that replace others than the `fast` ones are slow tests."""
+    marked = [pytest.param(one, marks=() if one.static_type in fast else pytest.mark.slow) for one in layers]
+    return pytest.mark.parametrize("cls", marked, ids=name_of)
+
+
 def shared_router(members: Any, channels: int) -> Any:
     """The variant's router for layers that share one, which sees that many channels."""
     site = dataclasses.replace(members[0].site, in_channels=channels)
@@ -52,7 +59,7 @@ def example_input(cls: type[ConditionalLayer], batch: int, channels: int = 8, si
     """A random input for a layer class."""
     if cls.static_type is nn.Linear:
         return torch.randn(batch, 5, channels, **kwargs)
-    return torch.randn(batch, channels, *[size] * cls.rank, **kwargs)  # type: ignore[attr-defined]
+    return torch.randn(batch, channels, *[size] * cls.rank, **kwargs)
 
 
 def example_layer(cls: type[ConditionalLayer], channels: int = 8, **kwargs: Any) -> Any:
@@ -136,7 +143,7 @@ def _apply(layer: Any, x: Tensor, weight: Any, bias: Any) -> Tensor:
     convolve = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[layer.rank]
     padding = layer.padding
     if layer.padding_mode != "zeros":
-        sides = []
+        sides: list[int] = []
         for i in reversed(range(layer.rank)):
             total = layer.dilation[i] * (layer.kernel_size[i] - 1)
             same, number = (total // 2, total - total // 2), (0, 0) if padding == "valid" else (padding[i], padding[i])

@@ -188,7 +188,7 @@ def test_layers_are_captured_and_replayed(cls: Any, training: bool) -> None:
 @pytest.mark.parametrize("variant", MIXTURES)
 def test_routing_scopes_are_captured_and_replayed(variant: str, training: bool) -> None:
     block = scoped(variant).cuda()
-    block.norm.momentum = 0.0  # type: ignore[union-attr, assignment]
+    block.norm.momentum = 0.0
     replays(block, torch.randn(3, 4, 8, 8, device="cuda"), training)
 
 

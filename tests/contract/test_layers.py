@@ -14,7 +14,7 @@ from torch import nn
 
 import condconv
 from condconv.variants import variants
-from tests.contract.cases import CONVOLUTIONS, LAYERS, MIXTURES, TWO_D, example_input, example_layer, name_of
+from tests.contract.cases import CONVOLUTIONS, LAYERS, MIXTURES, TWO_D, compiled, example_input, example_layer, name_of
 
 EVERY = pytest.mark.parametrize("cls", LAYERS, ids=name_of)
 
@@ -127,13 +127,13 @@ def test_a_bf16_layer_routes_in_f32(cls: Any) -> None:
     assert routing[""].dtype == torch.float32
 
 
-@EVERY
+@compiled(LAYERS, nn.Conv2d, nn.Linear)
 def test_torch_compile_fullgraph_agrees(cls: Any) -> None:
     torch._dynamo.reset()
     layer = example_layer(cls)
     x = example_input(cls, 3)
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x), layer(x), atol=1e-5, rtol=1e-5)
+    run = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(run(x), layer(x), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("cls", TWO_D, ids=name_of)
@@ -149,7 +149,7 @@ def test_inductor_compiles_forward_and_backward(cls: Any) -> None:
         torch.testing.assert_close(a, b.grad, atol=1e-3, rtol=1e-3)
 
 
-@EVERY
+@compiled(LAYERS, nn.Conv2d, nn.Linear)
 def test_torch_export_with_dynamic_batch_agrees(cls: Any) -> None:
     layer = example_layer(cls).eval()
     program = torch.export.export(layer, (example_input(cls, 2),), dynamic_shapes=({0: torch.export.Dim("batch")},))
@@ -158,7 +158,7 @@ def test_torch_export_with_dynamic_batch_agrees(cls: Any) -> None:
         torch.testing.assert_close(program.module()(x), layer(x), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("cls", [c for c in LAYERS if c.static_type in (nn.Conv2d, nn.Linear)], ids=name_of)
+@compiled([c for c in LAYERS if c.static_type in (nn.Conv2d, nn.Linear)], nn.Conv2d)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_onnx_with_dynamic_batch_agrees(cls: Any) -> None:
     ort = pytest.importorskip("onnxruntime")

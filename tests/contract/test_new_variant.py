@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import condconv
+from tests.processes import run_code
 
 PAPER = '''
 """Two kernels, a gain for each example, and a gate with a slope that is annealed: W(x) = gain(x) Σᵢ αᵢ(x) Wᵢ."""
@@ -157,16 +155,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    here = str(Path(condconv.__file__).parents[1])
-    path = os.pathsep.join([str(folder), here, *filter(None, [os.environ.get("PYTHONPATH")])])
-    return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, cwd=folder
-    )
+def run(folder: Path, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return run_code(f"import sys\nsys.path.insert(0, {str(folder)!r})\n{code}", *arguments, cwd=folder)
 
 
 def test_everything_works_from_one_file(folder: Path) -> None:
-    done = run(folder, "-c", SCRIPT, str(folder))
+    done = run(folder, SCRIPT, str(folder))
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     assert max(found["upcycled"], found["collapsed"], found["loaded"]) < 1e-5
@@ -177,8 +171,8 @@ def test_everything_works_from_one_file(folder: Path) -> None:
 
 
 def test_the_command_line_knows_it(folder: Path) -> None:
-    main = "import sys; from condconv.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    done = run(folder, "-c", main, "convert", "cifar_resnet8", "--variant", "gain", "--targets", "layer")
+    main = "from condconv.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    done = run(folder, main, "convert", "cifar_resnet8", "--variant", "gain", "--targets", "layer")
     assert done.returncode == 0, done.stderr
     assert "conversion to 'gain'" in done.stdout
 
@@ -188,6 +182,6 @@ def test_one_that_cannot_be_imported_is_named_and_the_others_work(folder: Path, 
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[condconv.variants]\nlost = no_such_module\n")
-    done = run(tmp_path, "-c", "import condconv; print(condconv.CondConv2d(4, 4, 1).num_experts)")
+    done = run(tmp_path, "import condconv; print(condconv.CondConv2d(4, 4, 1).num_experts)")
     assert done.returncode == 0 and done.stdout == "8\n"
     assert done.stderr.count("entry point 'lost'") == 1 and "no_such_module" in done.stderr

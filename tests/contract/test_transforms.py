@@ -77,7 +77,7 @@ def test_forward_and_reverse_jacobians_agree_with_autograd(cls: Any) -> None:
     plain = torch.autograd.functional.jacobian(layer, x)
     torch.testing.assert_close(jacrev(layer)(x), plain, rtol=1e-4, atol=1e-5)
     tangent = torch.randn_like(x)
-    y, directional = jvp(layer, (x,), (tangent,))
+    y, directional = jvp(layer, (x,), (tangent,))  # type: ignore[misc]
     torch.testing.assert_close(y, layer(x), rtol=1e-4, atol=1e-5)
     expected = torch.tensordot(plain, tangent, dims=x.dim())
     torch.testing.assert_close(directional, expected, rtol=1e-4, atol=1e-5)
@@ -91,10 +91,10 @@ def test_layers_that_share_a_router_are_transformed_too(variant: str) -> None:
     for b in range(BATCH):
         close({name: gradient[b] for name, gradient in each.items()}, plain_gradients(block, x[b : b + 1]))
     tangent = torch.randn_like(x)
-    _, directional = jvp(block, (x,), (tangent,))
+    _, directional = jvp(block, (x,), (tangent,))  # type: ignore[misc]
     torch.testing.assert_close((jacrev(block)(x) * tangent).sum(dim=(4, 5, 6, 7)), directional, rtol=1e-3, atol=1e-4)
     with pytest.raises(condconv.RoutingError, match="is not running"):  # No loan outlives a transform.
-        block.expand(x)  # type: ignore[operator]
+        block.expand(x)
 
 
 @pytest.mark.parametrize("variant", MIXTURES)
@@ -102,7 +102,7 @@ def test_stacked_networks_run_as_one(variant: str) -> None:
     """An ensemble: parameters and buffers, the temperature among them, have a dimension of their own."""
     networks, x = [scoped(variant).train() for _ in range(2)], torch.randn(BATCH, 4, 4, 4)
     for network in networks:
-        network.norm.eval()  # type: ignore[union-attr, operator]
+        network.norm.eval()
     values, buffers = torch.func.stack_module_state(networks)
     for _ in range(3):  # A temperature is complained of only after a while.
         network = scoped(variant)

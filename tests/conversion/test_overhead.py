@@ -28,8 +28,8 @@ def test_a_layers_overhead_is_experts_over_positions(variant: str) -> None:
     assert [row.overhead for row in plan.layers if row.kind != "router"] == pytest.approx(
         [4 / 256, 4 / 64, 4 / 16, 4 / 16, 4.0]
     )
-    assert plan.overhead == pytest.approx(plan.macs_after / plan.macs_before - 1)  # type: ignore[operator]
-    assert "6.2%" in str(plan) and f"{(1 + plan.overhead) ** 0.5:.3f} times as wide" in str(plan)  # type: ignore[operator]
+    assert plan.overhead == pytest.approx(plan.macs_after / plan.macs_before - 1)
+    assert "6.2%" in str(plan) and f"{(1 + plan.overhead) ** 0.5:.3f} times as wide" in str(plan)
     assert condconv.plan(net(), variant, targets=".").overhead is None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from tests.conversion.networks import assert_same
 from tests.conversion.small import SIZE, Net
 
 
-def converted(**arguments: object) -> tuple[nn.Module, dict, dict]:
+def converted(**arguments: object) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
     net = Net()
     state, modules = copy.deepcopy(net.state_dict()), dict(net.named_modules())
     condconv.convert(net, **{"targets": ".", "input_size": SIZE, **arguments})

@@ -19,7 +19,7 @@ EXAMPLES: dict[str, tuple[int, int]] = {"inception_v3": (4, 128), "maxvit_t": (2
 """Networks that do not take four examples at 64 px: (examples, pixels)."""
 
 
-def architectures() -> list:
+def architectures() -> list[Any]:
     """The smallest (first) variant of every module of torchvision.models that builds classifiers."""
     first: dict[str, str] = {}
     for name in models.list_models(module=models):

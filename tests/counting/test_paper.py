@@ -180,7 +180,7 @@ def test_bad_arguments() -> None:
     with pytest.raises(ArgumentError, match="input_size.*below 1"):
         count(conv, (3, 0, 8))
     with pytest.raises(ArgumentError, match="neither a size nor tensors"):
-        count(conv, "3x8x8")  # type: ignore[arg-type]
+        count(conv, "3x8x8")
     with pytest.raises(ConversionError, match="not initialised"):
         count(nn.LazyConv2d(4, 1), (3, 8, 8))
 

@@ -212,7 +212,7 @@ def store(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[
     for name in ("train.tar", "val.tar"):
         files[name] = partial(io.BytesIO, (tmp_path / "www" / name).read_bytes())
 
-    class Store(fsspec.AbstractFileSystem):  # type: ignore[misc]
+    class Store(fsspec.AbstractFileSystem):  # type: ignore[misc, name-defined]
         protocol = "hostile"
         cachable = False
 

@@ -14,7 +14,7 @@ def source() -> Source:
 
 
 def mixed(source: Source, **arguments: object) -> MixupView:
-    return MixupView(ImageView(source, train=True, **arguments), alpha=0.2)  # type: ignore[arg-type]
+    return MixupView(ImageView(source, train=True, **arguments), alpha=0.2)
 
 
 def test_a_sample_is_a_blend_of_two_images_and_their_labels(source: Source) -> None:

@@ -33,7 +33,7 @@ def test_shards_hold_the_same_images_and_labels(folder: Path, tmp_path: Path) ->
     assert (shards.classes, len(shards.train), len(shards.val)) == (files.classes, 15, 15)
 
     def pairs(source: object) -> set[tuple[bytes, int]]:
-        images = source.train  # type: ignore[attr-defined]
+        images = source.train
         return {(images.load(i).numpy().tobytes(), int(images.labels[i])) for i in range(len(images))}
 
     assert pairs(files) == pairs(shards)

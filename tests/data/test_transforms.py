@@ -20,7 +20,7 @@ def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def images(source: Source, **arguments: bool) -> torch.Tensor:
-    view = ImageView(source, train=True, seed=1, **arguments)  # type: ignore[arg-type]
+    view = ImageView(source, train=True, seed=1, **arguments)
     return torch.stack([view[SampleKey(0, index)].image for index in range(len(view))])
 
 

@@ -47,7 +47,7 @@ def write_folder_set(
             (folder / half / name).mkdir(parents=True, exist_ok=True)
             for number in range(per_class):
                 path = folder / half / name / f"{number}.jpg"
-                path.write_bytes(jpeg(100 * label + number, **image))  # type: ignore[arg-type]
+                path.write_bytes(jpeg(100 * label + number, **image))
 
 
 def write_tar(path: Path, samples: Mapping[str, bytes]) -> None:

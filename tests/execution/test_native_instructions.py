@@ -1,15 +1,11 @@
 """What the native operators compute does not depend on the instructions that the CPU has, nor on there being any.
 
-The instruction set is chosen once in a process. Run as a module, this file checks the one that CONDCONV_ISA asks for:
-with a path, it saves what layers and networks compute there.
+The instruction set is chosen once in a process, where the operator is loaded.
 """
 
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,16 +17,15 @@ from condconv.execution import native
 from condconv.packed import STORAGES
 from tests.execution import test_native, test_native_bf16
 from tests.execution.native_cases import NEEDS_NATIVE, difference
+from tests.processes import run_code
 
 
 def run_with(isa: str, *arguments: str) -> str:
-    """Run this file in a process of its own; returns what it prints."""
-    command = [sys.executable, "-m", __name__, *arguments]
-    environment = {**os.environ, "CONDCONV_ISA": isa, "OMP_NUM_THREADS": "1"}
-    root = Path(__file__).parents[2]
-    run = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout + run.stderr
-    return run.stdout.strip()
+    """Run `main` in a process of its own; returns what it prints."""
+    code = "import os, sys; os.environ['CONDCONV_ISA'] = sys.argv[1]\nfrom {0} import main; main(sys.argv[2:])"
+    done = run_code(code.format(__name__), isa, *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.strip()
 
 
 @NEEDS_NATIVE
@@ -73,7 +68,7 @@ def outputs() -> dict[str, Tensor]:
 
 
 def main(paths: list[str]) -> None:
-    """Check all cases, or save the outputs."""
+    """Check the instruction set that CONDCONV_ISA asks for: all cases, or with a path save what is computed there."""
     if paths:
         assert not native.available()
         torch.save(outputs(), paths[0])
@@ -84,7 +79,3 @@ def main(paths: list[str]) -> None:
         for case, storage in itertools.product(test_native_bf16.CASES, STORAGES):
             test_native_bf16.test_equals_the_reference(case, storage)
     print(native.instruction_set())
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -24,7 +24,7 @@ def _network(variant: str) -> nn.Module:
     torch.manual_seed(0)
     pair = nn.Sequential(*_step(8, 8, groups=8), *_step(8, 12, kernel_size=1))
     head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))
-    model = nn.Sequential(*_step(3, 8, stride=2), pair, *_step(12, 16, stride=2), *head)
+    model: nn.Module = nn.Sequential(*_step(3, 8, stride=2), pair, *_step(12, 16, stride=2), *head)
     model = condconv.convert(model, variant, num_experts=3, init="fresh", share={"3": r"^3\."}, input_size=SIZE)
     return settled(model, torch.randn(16, *SIZE))
 

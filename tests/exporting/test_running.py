@@ -134,7 +134,7 @@ def test_the_command_line_says_what_is_wrong(pets: Path, tmp_path: Path, capsys:
     condconv.export(detector, tmp_path / "maps.onnx", batch=1, example=images(1))
     for words, message in (
         (["export", run, "--out", str(tmp_path / "net.tflite")], "no suffix of a known format"),
-        (["export", run, "--out", out, "--batch", "some"], "--batch='some' must be a whole number or dynamic"),
+        (["export", run, "--out", out, "--batch", "some"], "--batch='some' must be a whole number of at most"),
         (["export", run, "--out", out, "--formt", "onnx"], "did you mean '--format'"),
         (["export", str(tmp_path / "none"), "--out", out], "no such folder"),
         (["predict", str(tmp_path / "none.onnx"), str(pets), "--out", f"{out}.csv"], "none.onnx: no such file"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import timm
@@ -118,8 +119,12 @@ def test_a_cifar_resnet_of_any_width_trains(name: str) -> None:
         assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("output_stride", [1, 2, 4, 8])
-@pytest.mark.parametrize("name", CIFAR)
+CELLS = [(name, output_stride) for name in CIFAR for output_stride in (2, 1, 4, 8)]
+
+
+@pytest.mark.parametrize(
+    ("name", "output_stride"), [CELLS[0], *(pytest.param(*cell, marks=pytest.mark.slow) for cell in CELLS[1:])]
+)
 def test_a_cifar_resnet_comes_within_two_percent_of_any_multiply_adds(name: str, output_stride: int) -> None:
     def macs(width: float) -> int:
         with torch.device("meta"):
@@ -184,7 +189,7 @@ def test_list_models_filters() -> None:
         ("ssd_mobilenetv1_050", {"num_classes": 0}, ["num_classes=0"]),
     ],
 )
-def test_bad_arguments_name_themselves(name: str, arguments: dict, words: list[str]) -> None:
+def test_bad_arguments_name_themselves(name: str, arguments: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(ArgumentError) as error:
         create_model(name, **arguments)
     for word in [name, *words]:

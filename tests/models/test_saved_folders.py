@@ -128,7 +128,7 @@ def edit(folder: Path, **changes: Any) -> None:
         ({"images": {"mean": [0.5]}}, "images: expected input_size, mean, std, label_names, native; got mean"),
     ],
 )
-def test_config_that_is_refused(folder: Path, changes: dict, words: str) -> None:
+def test_config_that_is_refused(folder: Path, changes: dict[str, Any], words: str) -> None:
     edit(folder, **changes)
     with pytest.raises(CheckpointError, match=words) as error:
         from_pretrained(folder)
@@ -155,7 +155,7 @@ def test_truncated_weights_are_refused(folder: Path) -> None:
 
 def test_a_pickle_is_refused_without_opening_it(folder: Path) -> None:
     class Bomb:
-        def __reduce__(self) -> tuple:
+        def __reduce__(self) -> tuple[Any, ...]:
             return os.mkdir, (str(folder / "exploded"),)
 
     for legacy in (True, False):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -113,7 +114,7 @@ def test_pretrained_with_another_classifier_keeps_the_trunk(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("argument", [{"num_experts": 16}, {"output_stride": 4}, {"features_only": True}])
-def test_pretrained_with_another_network_is_refused(argument: dict) -> None:
+def test_pretrained_with_another_network_is_refused(argument: dict[str, Any]) -> None:
     with pytest.raises(ArgumentError, match=next(iter(argument))):
         create_model("condconv_efficientnet_b0_4e", pretrained=True, **argument)
 

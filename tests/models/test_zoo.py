@@ -23,6 +23,7 @@ ISSUE_NAMES = {
     *("condconv_mnasnet_a1", "condconv_resnet50"),
     *(f"condconv_efficientnet_b0_{s}" for s in ("4e", "8e", "8e_depth")),
     *(f"condconv_ssd_mobilenetv1_{w}" for w in ("050", "075", "100")),
+    *("dynamic_pose_mobilenetv2_100_a", "dynamic_pose_mobilenetv2_050_b"),
     *(f"dynamic_mobilenetv2_{w}" for w in ("035", "050", "075", "100")),
     *("dynamic_mobilenetv3_small", "dynamic_mobilenetv3_large"),
     *("dynamic_resnet10", "dynamic_resnet18", "dynamic_resnet50"),

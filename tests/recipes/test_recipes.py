@@ -9,6 +9,7 @@ import pytest
 from condconv.cli.main import main
 from condconv.cli.recipes import NOT_RUN
 from condconv.errors import ArgumentError, UnknownNameError
+from condconv.models.pose import POSES
 from condconv.models.specs import SPECS
 from condconv.models.ssd import DETECTORS
 from condconv.recipes import list_recipes, load_recipe
@@ -33,7 +34,8 @@ def test_every_recipe_is_a_run_with_source_and_outcome(name: str) -> None:
 
 
 def test_every_classifier_of_the_zoo_has_its_imagenet_recipe() -> None:
-    classifiers = {f"imagenet_{name}" for name, spec in SPECS.items() if spec.backbone not in DETECTORS}
+    others = {*DETECTORS, *POSES}
+    classifiers = {f"imagenet_{name}" for name, spec in SPECS.items() if spec.backbone not in others}
     assert classifiers == {name for name in list_recipes() if name.startswith("imagenet_")}
 
 
@@ -43,6 +45,9 @@ def test_the_papers_settings_arrive() -> None:
     assert (efficientnet.dropout, efficientnet.drop_path, efficientnet.epochs) == (0.25, 0.2, 350)
     assert peak_learning_rate(efficientnet, 2048) == pytest.approx(0.128)
     assert learning_rate_factor(efficientnet, 96, 10) == pytest.approx(0.97**4)
+    detector = settings("coco_condconv_ssd_mobilenetv1_050_focal")
+    assert (detector.detection_loss, detector.schedule, detector.task) == ("focal", "cosine", "detect")
+    assert peak_learning_rate(detector, 32) == pytest.approx(0.9 / 32)
     mobilenet = settings("imagenet_condconv_mobilenetv2_100")
     assert (mobilenet.optimizer, mobilenet.auto_augment, mobilenet.mixup) == ("sgd", "imagenet", 0.2)
     assert peak_learning_rate(mobilenet, 4096) == pytest.approx(1.6)

@@ -232,7 +232,7 @@ class _Watch:
         path = arguments[0]
         if isinstance(path, int) or path is None:
             return
-        name = os.fsdecode(path)  # type: ignore[arg-type]
+        name = os.fsdecode(path)
         # What is removed below an open folder has a name relative to it.
         inside = os.path.abspath(name).startswith(self.folder)
         if not inside or (event == "open" and not _writes(*arguments[1:3])):

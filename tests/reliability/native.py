@@ -181,7 +181,7 @@ def _router(r: Random) -> Call:
     return Call(lambda: torch.ops.condconv.pooled_linear(**arguments), arguments)
 
 
-def _layer(r: Random) -> Callable[[], Any]:
+def _layer(r: Random) -> Call:
     """The same through a layer, whose errors are to be those of the package."""
     given = _convolution(r)
     experts = given.pop("experts")
@@ -196,7 +196,7 @@ def _layer(r: Random) -> Callable[[], Any]:
     # A router would add up all that there is.
     coefficients = torch.ones(()).expand(len(x), len(experts)) if isinstance(x, Tensor) and x.numel() > 2**20 else None
 
-    def call() -> Any:
+    def call() -> None:
         settings = {name: value for name, value in arguments.items() if name != "x"}
         layer = condconv.CondConv2d(**settings).train(train)
         with condconv.use_strategy(strategy):
@@ -207,8 +207,10 @@ def _layer(r: Random) -> Callable[[], Any]:
     return Call(call, arguments)
 
 
-OPERATORS = {"conv2d": _forward, "conv2d_backward": _backward, "conv2d_packed": _packed, "pooled_linear": _router,
-             "layer": _layer}  # fmt: skip
+OPERATORS: dict[str, Callable[[Random], Call]] = {
+    "conv2d": _forward, "conv2d_backward": _backward, "conv2d_packed": _packed, "pooled_linear": _router,
+    "layer": _layer,
+}  # fmt: skip
 
 
 def _spoiled(r: Random, arguments: Arguments) -> Arguments:

@@ -59,7 +59,7 @@ def _with_network(function: Callable[..., Any], name: str = "model") -> Callable
     def call(**arguments: Any) -> Any:
         return function(**{name: network(), **arguments})
 
-    call.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+    call.__signature__ = inspect.signature(function)
     return call
 
 

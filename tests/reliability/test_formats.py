@@ -26,14 +26,12 @@ from condconv.data.manifest import Manifest, Shard, read_manifest
 from condconv.errors import CondConvError
 from condconv.models import load_weights
 from condconv.models.saving import CONFIG, WEIGHTS
-from condconv.models.tensor_bundle import read_tensors
 from condconv.recipes import _read as read_recipe
 from condconv.runs.folder import RunFolder
 from condconv.runs.trained import stored_source
 from condconv.studies.study import read_rows, read_study
 from condconv.training.checkpoint import read_checkpoint
 from tests.data.writers import idx_bytes, jpeg, shard_samples, write_tar
-from tests.models.bundle_writer import write_bundle
 from tests.reliability.counts import note
 from tests.studies.test_study import write_study
 
@@ -105,7 +103,7 @@ def _weights(folder: Path) -> Path:
 
 
 def _read_weights(path: Path) -> object:
-    source = stored_source(path.parent, "conditional", None)  # type: ignore[arg-type]
+    source = stored_source(path.parent, "conditional", None)
     return source, load_weights(LAYER, path)
 
 
@@ -115,11 +113,6 @@ def _saved(folder: Path) -> Path:
     (folder / WEIGHTS).write_bytes(b"")
     (folder / CONFIG).write_text(json.dumps(config))
     return folder / CONFIG
-
-
-def _bundle(folder: Path) -> Path:
-    write_bundle(folder / "model", {"a/weights": torch.ones(2, 3), "b": torch.arange(4)})
-    return folder / "model.index"
 
 
 def _run(folder: Path) -> Path:
@@ -143,7 +136,6 @@ FORMATS = {
     "checkpoint": Format(_checkpoint, read_checkpoint),
     "safetensors": Format(_weights, _read_weights),
     "config.json": Format(_saved, lambda path: condconv.from_pretrained(path.parent)),
-    "tensor bundle": Format(_bundle, lambda path: read_tensors(path.parent / "model")),
     "run config": Format(_run, lambda path: RunFolder(path.parent).read_config()),
     "study": Format(lambda folder: write_study(folder), read_study),
     "study table": Format(

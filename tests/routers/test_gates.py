@@ -89,7 +89,7 @@ def test_expert_dropping_is_off_in_eval_and_on_in_training() -> None:
 )
 def test_bad_arguments_are_named(make: object, message: str) -> None:
     with pytest.raises(condconv.ArgumentError, match=message):
-        make()  # type: ignore[operator]
+        make()
 
 
 def train_a_step(model: nn.Module) -> None:

@@ -54,7 +54,7 @@ def test_input_dropout_is_for_training_only() -> None:
 
 @pytest.mark.parametrize("make", [PooledLinear, SqueezeExcite, lambda c, n: PooledLinear(c, n, hidden_channels=8)])
 def test_a_router_reset_to_constant_ignores_its_input_until_it_learns(make: object) -> None:
-    router = make(6, 4).double()  # type: ignore[operator]
+    router = make(6, 4).double()
     constant = router.reset_to_constant()
     x = torch.randn(5, 6, 3, 3, dtype=torch.float64)
     torch.testing.assert_close(router(x), constant.expand(5, 4))
@@ -85,5 +85,5 @@ def test_a_forward_derivative_needs_no_gradient_mode() -> None:
     router, x, tangent = PooledLinear(5, 3), torch.randn(4, 5, 6, 7), torch.randn(4, 5, 6, 7)
     with torch.no_grad(), forward_ad.dual_level():
         derivative = forward_ad.unpack_dual(router(forward_ad.make_dual(x, tangent))).tangent
-    _, expected = torch.func.jvp(router, (x,), (tangent,))
+    _, expected = torch.func.jvp(router, (x,), (tangent,))  # type: ignore[misc]
     torch.testing.assert_close(derivative, expected)

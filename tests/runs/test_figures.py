@@ -20,7 +20,7 @@ from tests.analysis.networks import random_analysis
 def pixels_of(picture: bytes, colour: object) -> np.ndarray:
     """Which pixels have that colour, bool (H, W)."""
     image = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")).astype(int)
-    return (abs(image - np.array(to_rgb(colour)) * 255) < 2).all(axis=2)  # type: ignore[arg-type]
+    return (abs(image - np.array(to_rgb(colour)) * 255) < 2).all(axis=2)
 
 
 @pytest.mark.parametrize("epochs", [1, 4])

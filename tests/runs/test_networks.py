@@ -57,6 +57,17 @@ def test_names_of_the_zoo_bring_their_own_layers(source: Source) -> None:
     assert [spec.name for spec in alone] == ["static"]
 
 
+def test_tiles_are_paid_for_and_need_routers_of_their_own(source: Source) -> None:
+    config = TrainConfig(data="digits", num_experts=2, output_stride=4, share="none")
+    plain, tiled = (plan_networks(task_of(replace(config, tiles=tiles)), source)[0] for tiles in (1, 2))
+    assert tiled.cost.macs > plain.cost.macs and tiled.cost.params == plain.cost.params
+    image = torch.rand(2, 1, 8, 8)
+    assert tiled.build().eval()(image).shape == (2, 10)
+    assert set(experts_by_layer(tiled.build()).values()) == {2}
+    with pytest.raises(ArgumentError, match="has no router of its own; .*--share none"):
+        plan_networks(task_of(replace(config, tiles=2, share="block")), source)
+
+
 class _Constant(nn.Module):
     """Always says class 1."""
 
@@ -91,7 +102,7 @@ def _same(one: nn.Module, other: nn.Module) -> bool:
 
 
 def _conditional(source: Source, **settings: object) -> nn.Module:
-    config = TrainConfig(data="digits", output_stride=4, num_experts=2, **settings)  # type: ignore[arg-type]
+    config = TrainConfig(data="digits", output_stride=4, num_experts=2, **settings)
     return NetworkBuilder(task_of(config), source).conditional()
 
 
@@ -173,11 +184,11 @@ def test_twins_widen_layer_by_layer() -> None:
 def test_what_a_limit_of_the_overhead_would_change_is_said_above_8_percent() -> None:
     source = open_source("digits").limited(20, 20)
     common = {"data": "digits", "model": "cifar_resnet8", "targets": "layer", "num_experts": 8}
-    config = TrainConfig(**common, output_stride=1)  # type: ignore[arg-type]
+    config = TrainConfig(**common, output_stride=1)
     (said,) = overhead_advice(task_of(config), source, plan_networks(task_of(config), source))
     assert "more multiply-adds than its static twin" in said and "the smallest overhead is 0.125" in said
     large = replace(source, image_size=(32, 32), native=False)
-    config = TrainConfig(**common, output_stride=8)  # type: ignore[arg-type]
+    config = TrainConfig(**common, output_stride=8)
     (said,) = overhead_advice(task_of(config), large, plan_networks(task_of(config), large))
     assert "with --max-overhead 0.05 it is" in said
     for quiet in (replace(config, output_stride=2), replace(config, max_overhead=0.05)):

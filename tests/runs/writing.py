@@ -16,7 +16,7 @@ from condconv.tasks import task_of
 
 def write_run(out: Path, data: str = "digits", **settings: object) -> tuple[Path, Source]:
     """A run folder with weights for every network of the settings, and its data set."""
-    config = TrainConfig(data=data, out=str(out), width=0.5, num_experts=2, output_stride=4, **settings)  # type: ignore[arg-type]
+    config = TrainConfig(data=data, out=str(out), width=0.5, num_experts=2, output_stride=4, **settings)
     source = open_source(data)
     folder = RunFolder.create(config)
     for spec in plan_networks(task_of(config), source):

@@ -26,6 +26,7 @@ from condconv.models.ssd import SSDOutput, ssd_anchors
 from condconv.runs.config import TrainConfig
 from condconv.tasks import task_named_by, task_of
 from condconv.tasks.detect.average_precision import annotations_of, average_precision, results_of
+from condconv.tasks.detect.confusion import confusion
 from condconv.tasks.detect.drawing import mistakes
 from condconv.tasks.detect.evaluator import as_stored
 from condconv.tasks.detect.objects import Objects, no_objects
@@ -186,6 +187,22 @@ def test_no_detection_is_no_crash() -> None:
     assert mistakes(truths[0], nothing) == int((~truths[0].crowd).sum())
 
 
+def test_confusion_counts_each_object_and_each_detection_once() -> None:
+    boxes = torch.tensor([[0.0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10], [60, 0, 70, 10]])
+    crowd = torch.tensor([False, False, False, True])
+    truth = Objects(boxes, torch.tensor([1, 1, 2, 2]), torch.full((4,), 100.0), crowd)
+    places = torch.stack([boxes[0], boxes[0] + 1, boxes[1], boxes[2], torch.tensor([80.0, 0, 90, 10])])
+    scores = torch.tensor([0.9, 0.8, 0.7, 0.1, 0.6])
+    found = Detections(places, scores, torch.tensor([1, 1, 2, 2, 2]))
+    counts = confusion([truth, no_objects()], [found, Detections(*(part[:0] for part in found))], 2)
+    # The second box on the first object is one too many, the third object is found with too low a score.
+    assert counts.tolist() == [[1, 1, 0], [0, 0, 1], [1, 1, 0]]
+    truths, guesses = random_images(20, 3)
+    counts = confusion(truths, guesses, 3)
+    assert int(counts[:-1].sum()) == sum(int((~each.crowd).sum()) for each in truths)
+    assert int(counts[:, :-1].sum()) == sum(int((each.scores >= 0.25).sum()) for each in guesses)
+
+
 def test_the_loss_is_finite_whatever_is_in_the_images() -> None:
     task = task_of(TrainConfig(data="somewhere", task="detect", model="ssd_mobilenetv1_050"))
     anchors = ssd_anchors((300, 300))
@@ -196,7 +213,23 @@ def test_the_loss_is_finite_whatever_is_in_the_images() -> None:
     assert bool(empty.isfinite()) and torch.equal(empty, task.loss(output, (images, [crowd, no_objects()])))
     assert task.group_of((images, [crowd, no_objects()])).tolist() == [0, -1]
     with pytest.raises(ArgumentError, match="model='resnet18' does not detect; pass one of ssd_mobilenetv1_050"):
-        task_of(TrainConfig(data="x", task="detect", model="resnet18")).network_arguments(None)  # type: ignore[arg-type]
+        task_of(TrainConfig(data="x", task="detect", model="resnet18")).network_arguments(None)
+
+
+def test_what_is_asked_of_a_detector_follows_the_loss(tmp_path: Path) -> None:
+    folder = write_objects(tmp_path / "boxes", count=3)
+    task = task_of(TrainConfig(data=str(folder), task="detect", model="ssd_mobilenetv1_050", detection_loss="focal"))
+    assert task.network_arguments(open_objects(str(folder)))["class_prior"] == 0.01
+    logits = torch.full((1, len(ssd_anchors((300, 300))), 3), -20.0)
+    logits[0, 7, 2] = 3.0
+    evaluator = task.evaluator(open_objects(str(folder)), None)
+    places = torch.tensor([0]), torch.tensor([True]), torch.tensor([[300, 300]])
+    evaluator.add(SSDOutput(logits, torch.zeros(1, logits.shape[1], 4)), (None, [no_objects()], *places))
+    (found,) = evaluator.detections
+    assert found.labels.tolist() == [2] and float(found.scores[0]) == pytest.approx(1 / (1 + np.exp(-3.0)))
+    name = "torchvision/ssdlite320_mobilenet_v3_large"
+    with pytest.raises(ArgumentError, match="detection_loss='focal' is for SSD, and torchvision/ssdlite320"):
+        task_of(TrainConfig(data="x", task="detect", model=name, detection_loss="focal"))
 
 
 def test_a_detector_of_another_width_has_the_same_boxes() -> None:
@@ -228,7 +261,8 @@ def test_a_run_has_average_precision_by_size(whole: Path) -> None:
     assert {"train_class_loss", "train_box_loss", "map", "map_50", "map_75", "map_small"} <= rows[0].keys()
     summary = (whole / "summary.md").read_text()
     assert "objects of 2 classes" in summary and "| red |" in summary and "| small (below 32²) |" in summary
-    assert (whole / "precision_recall.png").exists() and (whole / "detections.png").exists()
+    assert (whole / "precision_recall.png").exists() and (whole / "mistakes.png").exists()
+    assert (whole / "confusion_matrix.png").exists()
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from condconv.training.activation_checkpointing import checkpoint_activations
 @pytest.mark.parametrize("share", ["block", 2, None])
 def test_one_step_ends_as_it_does_without(share: object) -> None:
     network = create_model("mobilenetv1_025", num_classes=3, output_stride=8, drop_rate=0.3)
-    convert(network, targets="last 4 blocks", num_experts=2, share=share, init="fresh")  # type: ignore[arg-type]
+    convert(network, targets="last 4 blocks", num_experts=2, share=share, init="fresh")
     saving = copy.deepcopy(network)
     checkpoint_activations(saving)
     x, labels = torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 0])

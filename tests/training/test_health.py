@@ -79,7 +79,7 @@ def module(**settings: object) -> TrainingModule:
     network = nn.Sequential(Block())
     router = network[0].first.router
     attach_scope(network, "0", [network[0].first, network[0].second], router)
-    config = TrainConfig(data="digits", lr=0.5, **settings)  # type: ignore[arg-type]
+    config = TrainConfig(data="digits", lr=0.5, **settings)
     return TrainingModule(network, task_of(config), FOUR_CLASSES, steps_per_epoch=3, global_batch=2)
 
 
@@ -110,7 +110,7 @@ def test_a_warning_names_the_layer_once() -> None:
     epochs.rows.append({"epoch": 1, "loading_share": 0.5})
     watch = HealthWarnings(epochs, lambda rows: tables.append(len(rows)), said.append, workers=3)
     for _ in range(2):
-        watch.on_train_epoch_end(None, made)  # type: ignore[arg-type]
+        watch.on_train_epoch_end(None, made)
     assert tables == [2, 4]
     assert len(said) == 3
     assert "warning: 0.first and 1 more (the router of 0): 1 of 3 experts are dead (0)" in said[0]
@@ -118,7 +118,7 @@ def test_a_warning_names_the_layer_once() -> None:
     assert "50% of the training time went by waiting for images; raise --workers (now 3)" in said[2]
     again = HealthWarnings(epochs, lambda rows: None, said.append, workers=3)
     again.load_state_dict(watch.state_dict())
-    again.on_train_epoch_end(None, made)  # type: ignore[arg-type]
+    again.on_train_epoch_end(None, made)
     assert len(said) == 3 and len(again.rows) == 6
 
 

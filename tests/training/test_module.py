@@ -19,7 +19,7 @@ def module(**settings: object) -> TrainingModule:
     network = nn.Sequential(
         nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), DynamicConv2d(4, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     )
-    config = TrainConfig(data="digits", **settings)  # type: ignore[arg-type]
+    config = TrainConfig(data="digits", **settings)
     return TrainingModule(network, task_of(config), FOUR_CLASSES, steps_per_epoch=2, global_batch=3)
 
 

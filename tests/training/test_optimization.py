@@ -15,7 +15,7 @@ from condconv.training.optimization import (
 
 
 def config(**settings: object) -> TrainConfig:
-    return TrainConfig(data="digits", **settings)  # type: ignore[arg-type]
+    return TrainConfig(data="digits", **settings)
 
 
 def factors(steps: int, **settings: object) -> list[float]:

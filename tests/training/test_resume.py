@@ -66,7 +66,7 @@ def in_write(number: int, before: Callable[[], None] = die) -> None:
 
     def write_bytes(path: Path, content: bytes) -> None:
         if next(count) == number:
-            os.fsync = lambda _: before()  # type: ignore[assignment]
+            os.fsync = lambda _: before()
         try:
             write(path, content)
         finally:

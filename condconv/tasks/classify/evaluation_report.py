@@ -36,7 +36,8 @@ def write_evaluation(out: str | Path, title: str, source: Source, evaluation: Ev
             for m in found.mistakes
         ]
         write_csv(path / "mistakes.csv", ("image", "true", "predicted", "confidence"), mistakes)
-        (path / "confusion_matrix.png").write_bytes(confusion_matrix({title: found.confusion}, names))
+        matrix = confusion_matrix({f"{title}: {100 * found.score:.2f} %": found.confusion}, names)
+        (path / "confusion_matrix.png").write_bytes(matrix)
         if found.mistakes:
             (path / "mistakes.png").write_bytes(image_sheet(source, found))
         text = visible(_summary(title, source, evaluation))

@@ -15,6 +15,7 @@ from condconv.data import IGNORED, ImageView, MixupView, Source, open_source
 from condconv.errors import argument_error
 from condconv.evaluation.evaluate import Evaluation
 from condconv.evaluation.figures import confusion_matrix
+from condconv.models.pose import POSES
 from condconv.models.specs import SPECS
 from condconv.models.ssd import DETECTORS
 from condconv.runs.config import SMALL_INPUT, SMALL_INPUT_STRIDES, SMALLEST_MAP, TrainConfig
@@ -37,7 +38,7 @@ class Classification(Task):
     training_columns = ("train_accuracy",)
     validation_columns = ("val_loss", "val_accuracy")
     loss_title = "cross-entropy (training: with label smoothing)"
-    unused = ("degradations",)
+    unused = ("degradations", "detection_loss")
     predictions = "predictions.csv"
     left_out = "its row is empty"
     evaluates = "what it gets right and wrong, class by class"
@@ -92,9 +93,11 @@ class Classification(Task):
         """Classes, channels, total stride and regularisation."""
         config = self.config
         backbone = SPECS[config.model].backbone if config.model in SPECS else config.model
-        if backbone in DETECTORS:
-            remedy = "pass --task detect, or one of the others that `condconv models` lists"
-            raise argument_error("train", "model", config.model, "is a detector, and the task is to classify", remedy)
+        for task, kind, names in (("detect", "a detector", DETECTORS), ("keypoints", "a pose network", POSES)):
+            if backbone in names:
+                rule = f"is {kind}, and the task is to classify"
+                remedy = f"pass --task {task}, or one of the others that `condconv models` lists"
+                raise argument_error("train", "model", config.model, rule, remedy)
         given = {
             "output_stride": output_stride(config, source),
             "drop_rate": config.dropout,
@@ -131,7 +134,7 @@ class Classification(Task):
 
     def pictures(self, found: Mapping[str, Classified], source: Source) -> dict[str, bytes]:
         """The confusion matrices."""
-        confusions = {network: each.confusion for network, each in found.items()}
+        confusions = {f"{network}: {100 * each.score:.2f} %": each.confusion for network, each in found.items()}
         return {"confusion_matrix.png": confusion_matrix(confusions, source.classes)}
 
     def remarks(self, found: Mapping[str, Classified]) -> list[str]:

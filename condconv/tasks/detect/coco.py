@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
-from condconv.errors import DataError
 from condconv.limits import limit
-from condconv.reading import parse_json, read_text
+from condconv.tasks.coco_json import checked_images, read_content
 from condconv.tasks.detect.objects import ObjectImages, Objects, no_objects
 
 SMALLEST = 1e-3
@@ -50,24 +47,14 @@ def read_coco(path: Path, images: Path) -> Annotations:
     Raises:
         DataError: no JSON of this kind, or nothing in it.
     """
-    return checked(_content(path), path, images)
+    return checked(read_content(path), path, images)
 
 
 def checked(content: dict[str, Any], path: Path, images: Path) -> Annotations:
     """A half in the form of COCO's JSON, from `path`, with its images in a folder; see `read_coco`."""
     names = {entry["id"]: str(entry["name"]) for entry in content["categories"]}
     label_of = {category: label for label, category in enumerate(sorted(names), 1)}
-    problems = [*_twice(path, "image", content["images"]), *_twice(path, "annotation", content["annotations"])]
-    sizes: dict[Any, tuple[float, float]] = {}
-    files: dict[Any, Path] = {}
-    for entry in content["images"]:
-        found = images / str(entry["file_name"])
-        problem = _image_problem(found, entry)
-        if problem is None:
-            files.setdefault(entry["id"], found)
-            sizes[entry["id"]] = (float(entry["width"]), float(entry["height"]))
-        else:
-            problems.append(f"{path}: image {entry['id']}: {problem}")
+    files, sizes, problems = checked_images(content, path, images)
     known = {entry["id"] for entry in content["images"]}
     rows: dict[Any, list[tuple[list[float], int, float, bool]]] = {image: [] for image in files}
     for entry in content["annotations"]:
@@ -88,42 +75,6 @@ def checked(content: dict[str, Any], path: Path, images: Path) -> Annotations:
     objects = [_objects(rows[image]) for image in files]
     classes = tuple(names[category] for category in sorted(names))
     return Annotations(ObjectImages(list(files.values()), objects), classes, problems)
-
-
-def _content(path: Path) -> dict[str, Any]:
-    try:
-        content = parse_json(read_text(path, "max_annotation_bytes"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not readable as JSON, truncated or damaged ({error}); export it again") from error
-    lists = ("images", "annotations", "categories")
-    if not isinstance(content, dict) or not all(isinstance(content.get(name), list) for name in lists):
-        raise DataError(f"{path}: no annotations in COCO's format; expected an object with {', '.join(lists)}")
-    for name, keys in (("images", ("id", "file_name", "width", "height")), ("categories", ("id", "name"))):
-        for entry in content[name]:
-            missing = [key for key in keys if not isinstance(entry, Mapping) or key not in entry]
-            if missing:
-                raise DataError(f"{path}: an entry of {name} has no {missing[0]!r}: {str(entry)[:80]}")
-    if not content["images"] or not content["categories"]:
-        raise DataError(f"{path}: lists no images or no categories")
-    return content
-
-
-def _twice(path: Path, kind: str, entries: list[Any]) -> Iterator[str]:
-    for name, count in Counter(str(entry.get("id")) for entry in entries).items():
-        if count > 1:
-            yield f"{path}: {kind} id {name} occurs {count} times"
-
-
-def _image_problem(path: Path, entry: Mapping[str, Any]) -> str | None:
-    try:
-        with Image.open(path) as image:
-            size = image.size
-    except Exception as error:  # Pillow raises all kinds for damaged files
-        reason = "is missing" if not path.exists() else f"cannot be opened ({error})"
-        return f"{path} {reason}"
-    if size != (entry["width"], entry["height"]):
-        return f"{path} is {size[0]} x {size[1]} pixels, and {entry['width']} x {entry['height']} are stated"
-    return None
 
 
 def _box_problem(entry: Mapping[str, Any], size: tuple[float, float], label_of: Mapping[Any, int]) -> str | None:

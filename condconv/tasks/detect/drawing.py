@@ -1,4 +1,4 @@
-"""The pictures of detection: boxes on images, precision against recall."""
+"""The pictures of detection: boxes on images, precision against recall, confusion."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from torchvision.ops import box_iou
 from condconv.analysis.drawing import COLOURS
 from condconv.detection import Detections
 from condconv.evaluation import figures
+from condconv.tasks.detect.confusion import BACKGROUND, SAME_OBJECT, confusion, shown
 from condconv.tasks.detect.evaluator import Detected
 from condconv.tasks.detect.objects import Objects
 
-SHOWN_SCORE, SAME_OBJECT = 0.25, 0.5
-"""Detections that are drawn, and from what overlap on one is an object's."""
 IMAGES = 6
 
 
@@ -39,7 +38,14 @@ def precision_recall(found: Mapping[str, Detected]) -> bytes:
     return figures.png(figure)
 
 
-def best_and_worst(found: Detected, load: Callable[[int], Tensor]) -> bytes:
+def confusion_matrices(found: Mapping[str, Detected]) -> bytes:
+    """Which class objects are taken for, a panel for each network; a PNG."""
+    counts = {network: confusion(each.truths, each.detections, len(each.classes)) for network, each in found.items()}
+    classes = next(iter(found.values())).classes
+    return figures.confusion_matrix(counts, (*classes, BACKGROUND))
+
+
+def worst(found: Detected, load: Callable[[int], Tensor]) -> bytes:
     """The images with the most mistakes, each with its objects (dashed) and its detections (solid); a PNG."""
     order = sorted(range(len(found.places)), key=lambda i: mistakes(found.truths[i], found.detections[i]), reverse=True)
     chosen = order[:IMAGES]
@@ -72,12 +78,6 @@ def with_boxes(image: Tensor, detections: Detections, classes: Sequence[str]) ->
         colour = COLOURS[(label - 1) % len(COLOURS)]
         axes.text(box[0], box[1], f"{name} {score:.2f}", color=colour, fontsize=7, va="bottom")
     return figures.png(figure)
-
-
-def shown(detections: Detections) -> Detections:
-    """Those that are sure enough to be drawn."""
-    keep = detections.scores >= SHOWN_SCORE
-    return Detections(*(part[keep] for part in detections))
 
 
 def mistakes(truth: Objects, detections: Detections) -> int:

@@ -1,4 +1,4 @@
-"""The folder of `condconv eval` for a detector: a summary, tables as CSV, precision against recall, mistakes."""
+"""The folder of `condconv eval` for a detector: a summary, tables, precision against recall, confusion, mistakes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from condconv.evaluation.evaluate import Evaluation
 from condconv.files import whole_folder
 from condconv.tables import visible, write_csv
 from condconv.tasks.detect.average_precision import results_of
-from condconv.tasks.detect.drawing import best_and_worst, mistakes, precision_recall
+from condconv.tasks.detect.confusion import BACKGROUND, confusion
+from condconv.tasks.detect.drawing import confusion_matrices, mistakes, precision_recall, worst
 from condconv.tasks.detect.evaluator import Detected
 
 SIZES = {"map_small": "small (below 32²)", "map_medium": "medium", "map_large": "large (from 96²)"}
@@ -35,7 +36,12 @@ def write_evaluation(out: str | Path, title: str, source: Source, evaluation: Ev
         write_csv(path / "images.csv", ("image", "objects", "mistakes"), rows)
         (path / "detections.json").write_text(json.dumps(results_of(found.detections)), encoding="utf-8")
         (path / "precision_recall.png").write_bytes(precision_recall({title: found}))
-        (path / "mistakes.png").write_bytes(best_and_worst(found, source.val.load))
+        (path / "mistakes.png").write_bytes(worst(found, source.val.load))
+        names = (*found.classes, BACKGROUND)
+        counts = confusion(found.truths, found.detections, len(found.classes)).tolist()
+        table = ([name, *row] for name, row in zip(names, counts, strict=True))
+        write_csv(path / "confusion_matrix.csv", ("true \\ predicted", *names), table)
+        (path / "confusion_matrix.png").write_bytes(confusion_matrices({title: found}))
         text = visible(_summary(title, source, evaluation))
         (path / "summary.md").write_text(text, encoding="utf-8", errors="surrogateescape")
     return folder.path
@@ -68,6 +74,9 @@ def _summary(title: str, source: Source, evaluation: Evaluation[Detected]) -> st
         f"{headline(found)}.",
         table_by_class({"average precision": found}),
         "![precision against recall](precision_recall.png)",
+        "What objects are taken for, by overlap; background: none, or nothing there "
+        "([confusion_matrix.csv](confusion_matrix.csv)):",
+        "![confusion matrix](confusion_matrix.png)",
         "The images with the most mistakes, objects dashed, detections solid; [images.csv](images.csv) has all:",
         "![mistakes](mistakes.png)",
     ]

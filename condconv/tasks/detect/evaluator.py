@@ -11,21 +11,15 @@ from torch import Tensor
 
 from condconv.data import Source
 from condconv.data.sampling import PADDING
-from condconv.detection import Detections, detect
-from condconv.models.ssd import ssd_anchors
+from condconv.detection import Detections
 from condconv.tasks.detect.average_precision import Precision, average_precision
+from condconv.tasks.detect.detectors import Detector
 from condconv.tasks.detect.objects import Objects
 
-SCORE_THRESHOLD, CANDIDATES = 0.001, 1000
-"""Low and many, since average precision is about all detections; what is drawn is chosen later."""
 
-
-def found_in(output: Any, sizes: Tensor, image_size: tuple[int, int]) -> list[Detections]:
+def found_in(detector: Detector, output: Any, sizes: Tensor, image_size: tuple[int, int]) -> list[Detections]:
     """A batch's detections in the pixels of the images as stored, on the CPU; sizes (B, 2) as H, W."""
-    anchors = ssd_anchors(image_size).to(output.box_offsets.device)
-    found = detect(
-        output, anchors, image_size, score_threshold=SCORE_THRESHOLD, max_candidates=CANDIDATES
-    )
+    found = detector.found(output, image_size)
     return [
         Detections(each.boxes.cpu() * _factor(size, image_size), each.scores.cpu(), each.labels.cpu())
         for each, size in zip(found, sizes.tolist(), strict=True)
@@ -62,7 +56,8 @@ class Detected:
 class DetectionEvaluator:
     """Collects objects and detections."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, detector: Detector) -> None:
+        self.detector = detector
         self.classes = source.classes
         self.image_size = source.image_size
         self.places: list[int] = []
@@ -72,7 +67,7 @@ class DetectionEvaluator:
     def add(self, output: Any, batch: Sequence[Any]) -> None:
         """Add what the network made of a batch."""
         _, objects, places, decoded, sizes = batch
-        found = found_in(output, sizes, self.image_size)
+        found = found_in(self.detector, output, sizes, self.image_size)
         for index, (place, whole) in enumerate(zip(places.tolist(), decoded.tolist(), strict=True)):
             if place == PADDING or not whole:
                 continue

@@ -12,15 +12,17 @@ from torchmetrics import MeanMetric
 from condconv.data import Source
 from condconv.tasks.base import Batch
 from condconv.tasks.detect.average_precision import average_precision
+from condconv.tasks.detect.detectors import Detector
 from condconv.tasks.detect.evaluator import DetectionEvaluator
 
 
 class DetectionMeter(nn.Module):
-    """See the module's docstring; `loss` is that of the task."""
+    """See the module's docstring; `loss` is that of the task, None where validation has none."""
 
-    def __init__(self, source: Source, loss: Callable[[Any, Batch], Tensor]) -> None:
+    def __init__(self, source: Source, detector: Detector, loss: Callable[[Any, Batch], Tensor] | None) -> None:
         super().__init__()
         self.source = source
+        self.detector = detector
         self.loss_of = loss
         self.loss = MeanMetric(nan_strategy="disable")
         self.reset()
@@ -28,11 +30,12 @@ class DetectionMeter(nn.Module):
     def reset(self) -> None:
         """Begin anew."""
         self.loss.reset()
-        self.found = DetectionEvaluator(self.source)
+        self.found = DetectionEvaluator(self.source, self.detector)
 
     def update(self, output: Any, batch: Batch) -> None:
         """Add a batch. Blank images have no objects and teach that there are none, so that they don't disturb."""
-        self.loss.update(self.loss_of(output, batch), len(batch[0]))
+        if self.loss_of is not None:
+            self.loss.update(self.loss_of(output, batch), len(batch[0]))
         self.found.add(output, batch)
 
     def compute(self) -> dict[str, float]:
@@ -45,4 +48,5 @@ class DetectionMeter(nn.Module):
         truths = [objects for theirs, _ in everyone for objects in theirs]
         detections = [found for _, theirs in everyone for found in theirs]
         precision = average_precision(truths, detections, self.source.classes)
-        return {"val_loss": float(self.loss.compute()), **precision.summary}
+        loss = {} if self.loss_of is None else {"val_loss": float(self.loss.compute())}
+        return loss | precision.summary

@@ -5,16 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from condconv.errors import ArgumentError
 from condconv.evaluation.evaluate import evaluation_loader
-from condconv.files import require_writable, whole_folder
+from condconv.files import whole_folder
 from condconv.tables import cells
 from condconv.tasks.base import Request, Task
+from condconv.tasks.detect.detectors import Detector
 from condconv.tasks.detect.drawing import with_boxes
 from condconv.tasks.detect.evaluator import found_in
 from condconv.tasks.outputs import output_names
@@ -22,15 +21,8 @@ from condconv.tasks.outputs import output_names
 _COLUMNS = ("image", "class", "score", "x1", "y1", "x2", "y2")
 
 
-def check_folder(out: Path) -> None:
-    """Raise `ArgumentError` unless a new folder can be made there."""
-    if out.exists():
-        raise ArgumentError(f"--out {out}: is there already; move it away, or pass another name")
-    require_writable(out)
-
-
 @torch.inference_mode()
-def detect_all(task: Task, request: Request) -> list[str]:
+def detect_all(task: Task, detector: Detector, request: Request) -> list[str]:
     """Detect on the validation images of a source and write the folder: whole, or not at all.
 
     Returns:
@@ -51,7 +43,8 @@ def detect_all(task: Task, request: Request) -> list[str]:
         view = task.view(source, train=False, skip_bad=request.skip_bad)
         for batch in evaluation_loader(view, task, request.batch_size, request.workers):
             images, _, places, decoded, sizes = batch
-            found = found_in(network(images.to(request.device)), sizes, source.image_size)
+            output = task.run(network, [images.to(request.device), *batch[1:]])
+            found = found_in(detector, output, sizes, source.image_size)
             for place, whole, detections in zip(places.tolist(), decoded.tolist(), found, strict=True):
                 where = source.val.where(place)
                 if not whole:

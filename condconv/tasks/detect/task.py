@@ -2,38 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from condconv.data import Source
-from condconv.detection import MultiBoxLoss
 from condconv.errors import argument_error
 from condconv.evaluation.evaluate import Evaluation
+from condconv.models.build import TORCHVISION
 from condconv.models.specs import SPECS
-from condconv.models.ssd import DETECTORS, ssd_anchors
+from condconv.models.ssd import DETECTORS
 from condconv.runs.config import TrainConfig
 from condconv.tasks.base import Batch, Request, Samples, Task
 from condconv.tasks.detect import SCORE
-from condconv.tasks.detect.drawing import best_and_worst, precision_recall
+from condconv.tasks.detect.detectors import Detector, SSDetector, TorchvisionDetector
+from condconv.tasks.detect.drawing import confusion_matrices, precision_recall, worst
 from condconv.tasks.detect.evaluation_report import headline, table_by_class, write_evaluation
 from condconv.tasks.detect.evaluator import Detected, DetectionEvaluator
 from condconv.tasks.detect.meter import DetectionMeter
+from condconv.tasks.detect.objects import Objects
 from condconv.tasks.detect.opening import open_objects
-from condconv.tasks.detect.prediction import check_folder, detect_all
+from condconv.tasks.detect.prediction import detect_all
 from condconv.tasks.detect.view import DetectionView, collate
+from condconv.tasks.outputs import check_new_folder
+
+_PRIOR = 0.01
+"""Of each class, where the loss is a sigmoid: nearly all boxes are background."""
+PRECISION = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large")
 
 
 class Detection(Task):
-    """Images (B, C, H, W) → `SSDOutput`; batches are made of `DetectionSample`."""
+    """Images (B, C, H, W) → what the kind of `Detector` makes of them; batches are made of `DetectionSample`."""
 
     name = "detect"
     score = SCORE
     training_columns = ("train_class_loss", "train_box_loss")
-    validation_columns = ("val_loss", "map", "map_50", "map_75", "map_small", "map_medium", "map_large")
-    loss_title = "MultiBox loss"
+    validation_columns: tuple[str, ...] = ("val_loss", *PRECISION)
+    loss_title = "loss of classes and boxes"
     unused = (
         "num_classes", "random_crop", "auto_augment", "conditions", "mixup", "label_smoothing", "dropout", "drop_path",
         "output_stride", "degradations",
@@ -45,12 +53,26 @@ class Detection(Task):
 
     def __init__(self, config: TrainConfig) -> None:
         super().__init__(config)
-        self.losses = MultiBoxLoss()
+        self.detector: Detector = SSDetector(config.detection_loss)
+        if config.model.startswith(TORCHVISION):
+            if config.detection_loss != "softmax":
+                rule, remedy = f"is for SSD, and {config.model} brings its own losses", "leave it out"
+                raise argument_error("train", "detection_loss", config.detection_loss, rule, remedy)
+            self.detector = TorchvisionDetector()
+        if not self.detector.has_val_loss:
+            self.validation_columns = PRECISION
         self._measured: dict[str, Tensor] = {}
 
     def open(self, data: str, *, skip_bad: bool = False) -> Source:
         """See `opening.open_objects`."""
         return open_objects(data, skip_bad=skip_bad)
+
+    def prepared(self, source: Source) -> Source:
+        """Torchvision's detectors normalise by themselves."""
+        source = super().prepared(source)
+        if not self.config.model.startswith(TORCHVISION):
+            return source
+        return replace(source, mean=(0.0,) * source.channels, std=(1.0,) * source.channels)
 
     def view(self, source: Source, *, train: bool, skip_bad: bool = False) -> Samples:
         """See `DetectionView`."""
@@ -77,21 +99,26 @@ class Detection(Task):
     def network_arguments(self, source: Source) -> dict[str, Any]:
         """Classes and channels."""
         model = self.config.model
+        if model.startswith(TORCHVISION):
+            return {"num_classes": len(source.classes)}
         if (SPECS[model].backbone if model in SPECS else model) not in DETECTORS:
             known = [name for name, spec in SPECS.items() if spec.backbone in DETECTORS]
-            remedy = f"pass one of {', '.join([*DETECTORS, *known])}, or leave it out"
+            remedy = f"pass one of {', '.join([*DETECTORS, *known])}, {TORCHVISION}NAME, or leave it out"
             raise argument_error("train", "model", model, "does not detect", remedy)
-        return {"num_classes": len(source.classes), "in_chans": source.channels}
+        prior = {"class_prior": _PRIOR} if self.config.detection_loss == "focal" else {}
+        return {"num_classes": len(source.classes), "in_chans": source.channels, **prior}
+
+    def run(self, network: Callable[..., Any], batch: Batch) -> Any:
+        """Objects are for training: a network in eval mode makes nothing of them."""
+        return self.detector.run(network, batch[0], self._taught(batch))
+
+    def _taught(self, batch: Batch) -> list[Objects]:
+        """Boxes around crowds teach nothing."""
+        return [each.kept(~each.crowd) for each in batch[1]]
 
     def loss(self, output: Any, batch: Batch) -> Tensor:
-        """Classification and localisation; boxes around crowds teach nothing."""
-        images, objects, *_ = batch
-        image_size = (images.shape[2], images.shape[3])
-        taught = [each.kept(~each.crowd) for each in objects]
-        parts = self.losses(
-            output, ssd_anchors(image_size).to(images.device), [each.boxes for each in taught],
-            [each.labels for each in taught], image_size,
-        )  # fmt: skip
+        """Classification and localisation."""
+        parts = self.detector.losses(output, batch[0], self._taught(batch))
         self._measured = {
             "train_class_loss": parts.classification.detach(), "train_box_loss": parts.localisation.detach()
         }  # fmt: skip
@@ -103,18 +130,19 @@ class Detection(Task):
 
     def meter(self, source: Source) -> nn.Module:
         """Loss and average precision."""
-        return DetectionMeter(source, self.loss)
+        return DetectionMeter(source, self.detector, self.loss if self.detector.has_val_loss else None)
 
     def evaluator(self, source: Source, view: Samples) -> DetectionEvaluator:
         """See `DetectionEvaluator`."""
-        return DetectionEvaluator(source)
+        return DetectionEvaluator(source, self.detector)
 
     def pictures(self, found: Mapping[str, Detected], source: Source) -> dict[str, bytes]:
-        """Precision against recall, and images with boxes."""
+        """Precision against recall, confusion, and the first network's images with the most mistakes."""
         first = next(iter(found.values()))
         return {
             "precision_recall.png": precision_recall(found),
-            "detections.png": best_and_worst(first, source.val.load),
+            "confusion_matrix.png": confusion_matrices(found),
+            "mistakes.png": worst(first, source.val.load),
         }
 
     def remarks(self, found: Mapping[str, Detected]) -> list[str]:
@@ -130,12 +158,12 @@ class Detection(Task):
         return write_evaluation(out, title, source, found)
 
     def check_output(self, out: Path) -> None:
-        """See `prediction.check_folder`."""
-        check_folder(out)
+        """See `outputs.check_new_folder`."""
+        check_new_folder(out)
 
     def predict(self, request: Request) -> list[str]:
         """See `prediction.detect_all`."""
-        return detect_all(self, request)
+        return detect_all(self, self.detector, request)
 
 
 TASK = Detection

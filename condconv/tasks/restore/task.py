@@ -38,7 +38,7 @@ class Restoration(Task):
     loss_title = "mean squared error"
     unused = (
         "num_classes", "random_crop", "auto_augment", "conditions", "mixup", "label_smoothing", "dropout", "drop_path",
-        "output_stride",
+        "output_stride", "detection_loss",
     )  # fmt: skip
     predictions = "restored"
     left_out = "nothing is written for it"
