@@ -21,6 +21,7 @@ from benchmarks.inference_form import digits, trained
 from condconv.banks import Packing
 from condconv.compression.options import weights_bytes
 from condconv.compression.verb import accuracy
+from condconv.conversion.apply import conditional_layers
 from condconv.inference.form import inference_form
 
 HERE = Path(__file__).resolve().parent
@@ -53,7 +54,7 @@ def measured() -> Iterator[Line]:
             "8 kernels of 8 in each layer, 4 bits": Packing("int4", kernels=8),
         }
     for step_name, packing in stored.items():
-        made = inference_form(model, lambda name, packing=packing: packing, "bf16")
+        made = inference_form(model, {name: packing for name, _ in conditional_layers(model)}.__getitem__, "bf16")
         macs = condconv.count(made.to_empty(device="cpu"), (3, 224, 224)).macs
         yield {
             "network": LARGE, "max_loss": "", "step": step_name, "accuracy": "", "bytes": str(weights_bytes(made)),

@@ -56,7 +56,7 @@ def quantise(path: Path, images: Tensor) -> None:
     one, batch, names = of_one_image(onnx.load(path))
     name = one.graph.input[0].name
 
-    class Images(CalibrationDataReader):  # type: ignore[misc]
+    class Images(CalibrationDataReader):
         def __init__(self) -> None:
             self.left = iter(images.split(1))
 
