@@ -66,6 +66,11 @@ DCD = """
 Multiply-adds of the low-rank term are those of the cheaper of its two executions, on maps or on kernels, in each layer.
 """
 
+KERNEL_WAREHOUSE = """
+The paper states no multiply-adds. Mixing costs n·|W| in each layer, n being the cells of its warehouse, tens to
+hundreds: what has fewer parameters than the static network has more multiply-adds.
+"""
+
 SMALL_IMAGES = """
 ## Networks for small images
 
@@ -85,10 +90,12 @@ def read(path: Path) -> list[Line]:
 
 def counted(published: Line) -> Line:
     """Build one network and its static twin and count them."""
-    name, _, experts = published["name"].partition(":")
+    name, _, option = published["name"].partition(":")
+    key, _, value = option.rpartition("=")
+    options = {} if not option else {key: value} if key else {"num_experts": int(value)}
     size = tuple(int(part) for part in published["input"].split("x"))
     with torch.device("meta"):  # shapes are enough
-        networks = static_twin(name), create_model(name, num_experts=int(experts) if experts else None)
+        networks = static_twin(name), create_model(name, **options)
     static, conditional = (count(network, size) for network in networks)
     return {
         "name": published["name"],
@@ -135,13 +142,14 @@ def page(published: Iterable[Line], counts: Iterable[Line]) -> str:
     return "\n".join(
         [INTRODUCTION, "## CondConv", "", head, *sections["condconv"], "", "## Dynamic Convolution", DYNAMIC, head]
         + [*sections["dynamic_convolution"], "", "## ODConv", ODCONV, head, *sections["odconv"]]
-        + ["", "## DCD", DCD, head, *sections["dcd"], SMALL_IMAGES]
-        + [*(_small_row(line) for name, line in by_name.items() if "/" in name), ""]
+        + ["", "## DCD", DCD, head, *sections["dcd"]]
+        + ["", "## KernelWarehouse", KERNEL_WAREHOUSE, head, *sections["kernel_warehouse"], SMALL_IMAGES]
+        + [*(_small_row(line) for name, line in by_name.items() if "/" in name and ":" not in name), ""]
     )
 
 
 def _spec(line: Mapping[str, str]) -> Spec:
-    """The zoo's row behind a line, whose name may go on with ":" and a number of experts."""
+    """The zoo's row behind a line, whose name may go on with ":" and a number of experts, or another option."""
     return SPECS[line["name"].partition(":")[0]]
 
 
@@ -151,8 +159,9 @@ def error_percent(published: str, own_count: str) -> float | None:
 
 
 def _row(published: Line, line: Mapping[str, str]) -> str:
-    name, _, experts = line["name"].partition(":")
-    cells = [f"`{name}`" + (f", {experts} kernels" if experts else ""), line["input"].replace("x", "×")]
+    name, _, option = line["name"].partition(":")
+    shown = f", {option}" if "=" in option else f", {option} kernels" if option else ""
+    cells = [f"`{name}`{shown}", line["input"].replace("x", "×")]
     for key, own in COMPARED:
         error = error_percent(published[key], line[own])
         cells += [published[key] or "–", f"{int(line[own]) / 1e6:.2f}", "–" if error is None else f"{error:+.2f} %"]

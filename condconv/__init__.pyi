@@ -58,6 +58,10 @@ from condconv.variants.dynamic_convolution import DynamicConv2d as DynamicConv2d
 from condconv.variants.dynamic_convolution import DynamicConv3d as DynamicConv3d
 from condconv.variants.dynamic_convolution import DynamicConvTranspose2d as DynamicConvTranspose2d
 from condconv.variants.dynamic_convolution import DynamicLinear as DynamicLinear
+from condconv.variants.kernel_warehouse import KernelWarehouseConv1d as KernelWarehouseConv1d
+from condconv.variants.kernel_warehouse import KernelWarehouseConv2d as KernelWarehouseConv2d
+from condconv.variants.kernel_warehouse import KernelWarehouseConv3d as KernelWarehouseConv3d
+from condconv.variants.kernel_warehouse import KernelWarehouseLinear as KernelWarehouseLinear
 from condconv.variants.odconv import ODConv1d as ODConv1d
 from condconv.variants.odconv import ODConv2d as ODConv2d
 from condconv.variants.odconv import ODConv3d as ODConv3d
@@ -65,5 +69,8 @@ from condconv.variants.squeeze_excite import SqueezeExciteConv1d as SqueezeExcit
 from condconv.variants.squeeze_excite import SqueezeExciteConv2d as SqueezeExciteConv2d
 from condconv.variants.squeeze_excite import SqueezeExciteConv3d as SqueezeExciteConv3d
 from condconv.variants.squeeze_excite import SqueezeExciteLinear as SqueezeExciteLinear
+from condconv.variants.weightnet import WeightNetConv1d as WeightNetConv1d
+from condconv.variants.weightnet import WeightNetConv2d as WeightNetConv2d
+from condconv.variants.weightnet import WeightNetConv3d as WeightNetConv3d
 
 __version__: str

@@ -4,6 +4,8 @@ A bank lowers its parameters to one of these forms, and a strategy needs to know
 
 * `Mixture`: n experts and each example's mixing weights, not yet mixed: W(x) = Σᵢ αᵢ(x) Wᵢ;
 * `Packed`: the same with experts as an inference form stores them (`condconv.packed`);
+* `Cells`: kernels cut into cells of one size, each of them mixed from the same n cells;
+* `Blocks`: kernels with a weight for each output channel and block of input channels;
 * `Kernels`: one dense kernel for each example;
 * `Static`: one kernel for all examples;
 * `Scaled`: one of these between factors of its input channels, output channels and taps, plus a low-rank residual.
@@ -18,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from condconv.assembled import Blocks, Cells
 from condconv.packed import unpack
 
 
@@ -219,7 +222,7 @@ class Scaled(NamedTuple):
     The factors are those of each example; None is 1. The kernel is not transposed.
     """
 
-    inner: Mixture | Packed | Kernels | Static
+    inner: Mixture | Packed | Cells | Blocks | Kernels | Static
     """W(x), without a bias."""
     input: Tensor | None
     """(B, I) or None."""
@@ -252,9 +255,12 @@ class Scaled(NamedTuple):
         return self._replace(inner=inner)
 
 
-Lowered = Mixture | Packed | Kernels | Static | Scaled
+Lowered = Mixture | Packed | Cells | Blocks | Kernels | Static | Scaled
 
-Keeper = Callable[[Mixture | Packed], Kernels | Mixture | Packed]
+Mixed = Mixture | Packed | Cells | Blocks
+"""What has still to be mixed."""
+
+Keeper = Callable[[Mixed], Kernels | Mixed]
 """Given what is to be mixed, returns kernels that were mixed before, or it."""
 
 
@@ -282,7 +288,7 @@ def kernels_of(lowered: Lowered, dtype: torch.dtype) -> Tensor:
 
     `dtype` is that of the image: packed experts are mixed in f32 and then rounded to it.
     """
-    if isinstance(lowered, Mixture):
+    if isinstance(lowered, Mixture | Cells | Blocks):
         return lowered.mix()
     if isinstance(lowered, Kernels):
         return lowered.weight
@@ -325,7 +331,7 @@ def as_pointwise(lowered: Any) -> Any:
     """Turn matrices (O, I) into the kernels (O, I, 1) of a pointwise convolution along one dimension."""
     if isinstance(lowered, Mixture):
         return lowered._replace(experts=lowered.experts.unsqueeze(3))
-    if isinstance(lowered, Packed):
+    if isinstance(lowered, Packed | Cells):
         return lowered._replace(kernel_shape=(*lowered.kernel_shape, 1))
     if isinstance(lowered, Scaled):
         residual = None if lowered.residual is None else lowered.residual._replace(tap=(0,))

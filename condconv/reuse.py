@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from condconv.arguments import number
 from condconv.context import ContextStack
 from condconv.errors import ArgumentError
-from condconv.lowered import Kernels, Mixture, Packed, kernels_of, tensors
+from condconv.lowered import Kernels, Mixed, kernels_of, tensors
 from condconv.routing_hooks import conditional_names
 
 _streams: ContextStack[KernelReuse] = ContextStack("condconv streams")
@@ -58,7 +58,7 @@ class KernelReuse:
         reused, mixed = (sum(c.values()) if layer is None else c[layer] for c in (self.reused, self.mixed))
         return reused / (reused + mixed) if reused + mixed else math.nan
 
-    def serve(self, name: str, x: Tensor, lowered: Mixture | Packed) -> Kernels | Mixture | Packed:
+    def serve(self, name: str, x: Tensor, lowered: Mixed) -> Kernels | Mixed:
         """Return the kernels to convolve an image x with: those of before, or newly mixed ones."""
         coefficients, sources = lowered.coefficients, tuple(tensors(lowered[1:]))
         _check(name, coefficients, sources)

@@ -22,6 +22,8 @@ INTACT = "intact"
 SAMPLE_IMAGES = 160
 COUNTERFACTUAL_IMAGES = 2000
 _MOST_NAMED = 20
+MOST_COEFFICIENTS = 2048
+"""Of one routing decision: their products two by two are added up."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Problems:
     nonfinite_images: list[int] = field(default_factory=list)
     never_ran: list[str] = field(default_factory=list)
     """Conditional layers that the network did not call."""
+    too_long: list[str] = field(default_factory=list)
+    """Routing decisions of more than `MOST_COEFFICIENTS` coefficients, which are left out."""
 
     def note(self, decoded: Tensor, usable: Tensor, places: Tensor) -> None:
         """Count what is left out of a batch: decoded (B,), usable (B,), places (B,)."""
@@ -97,8 +101,21 @@ def routing_groups(model: nn.Module) -> tuple[RoutingGroup, ...]:
     """Return the routing decisions of a network in the order of its modules; layers that share one are one group.
 
     Raises:
-        ArgumentError: no conditional layer.
+        ArgumentError: no conditional layer, or each decision has more than `MOST_COEFFICIENTS` coefficients.
     """
+    found = _all_groups(model)
+    kept = tuple(group for group in found if group.num_experts <= MOST_COEFFICIENTS)
+    if not kept:
+        least = min(group.num_experts for group in found)
+        raise ArgumentError(
+            f"analyze: model={type(model).__name__} has routing decisions of {least} coefficients and more each, and "
+            f"an analysis takes up to {MOST_COEFFICIENTS}; analyse a network with a smaller budget, or narrower layers"
+        )
+    return kept
+
+
+def _all_groups(model: nn.Module) -> tuple[RoutingGroup, ...]:
+    """The decisions of any length."""
     members: dict[int, list[tuple[str, ConditionalLayer]]] = {}
     for name, module in model.named_modules():
         if isinstance(module, ConditionalLayer):
@@ -134,7 +151,7 @@ class Collector:
         self.counterfactual_images = counterfactual_images
         self.device = next(model.parameters()).device
         self.groups = routing_groups(model)
-        self.problems = Problems()
+        self.problems = Problems(too_long=[group.name for group in _all_groups(model) if group not in self.groups])
         self.result: Collection | None = None
 
     @torch.inference_mode()

@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from condconv.analysis.advice import Advice
+from condconv.analysis.collect import MOST_COEFFICIENTS
 from condconv.analysis.drawing import Drawn
 from condconv.analysis.measures import DEFINITIONS, Measures
 from condconv.analysis.results import Analysis, ImageAccess
@@ -128,6 +129,9 @@ def problem_lines(analysis: Analysis, images: ImageAccess | None) -> list[str]:
         )
     if problems.never_ran:
         lines.append(f"{len(problems.never_ran)} conditional layers never ran: {', '.join(problems.never_ran[:20])}.")
+    if problems.too_long:
+        shown = ", ".join([*problems.too_long[:20], *(["…"] if len(problems.too_long) > 20 else [])])
+        lines.append(f"Routing decisions of more than {MOST_COEFFICIENTS} coefficients were left out: {shown}.")
     for name, m in analysis.measures.items():
         if m.outside:
             lines.append(f"{name}: {m.outside:,} coefficients outside [0, 1]; histograms put them into the outer bins.")

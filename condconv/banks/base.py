@@ -77,6 +77,10 @@ class Bank(nn.Module):
         """
         raise ConversionError(f"{type(self).__name__} has no inference form; collapse the network, or run it as it is")
 
+    def plain(self) -> Bank:
+        """Return the same for one example, (1, D), in operators that every exporter has; of an inference form, f32."""
+        return self
+
     @torch.no_grad()
     def collapse(self, coefficients: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the one kernel and bias that fixed coefficients (D,) stand for."""
@@ -96,6 +100,10 @@ class Bank(nn.Module):
 
     def experts(self) -> Tensor | None:
         """The kernels (n, *kernel_shape) that it mixes, or None where there are none."""
+        return None
+
+    def common(self) -> nn.Module | None:
+        """The module that it shares with the banks of other layers, or None."""
         return None
 
     def learned(self) -> Iterator[Tensor]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from condconv.banks.base import Bank
 from condconv.coefficients import mixing
 from condconv.errors import CheckpointError
-from condconv.lowered import Packed
+from condconv.lowered import Packed, Static
 from condconv.packed import INT4, STORAGES, as_nibbles, from_nibbles, pack, unpack
 
 
@@ -87,6 +87,10 @@ class PackedBank(Bank):
     def unpacked(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Return the experts (n, *kernel_shape), their biases (n, O) and what is added to every example, (O,)."""
         return self.weight, None if self.bias is None else self._of_experts(self.bias), self.shift
+
+    def plain(self) -> Bank:
+        """The experts unpacked, as rows of one matrix."""
+        return PlainMixture(self)
 
     def experts(self) -> Tensor:
         """The kernels that it mixes, unpacked."""
@@ -159,3 +163,35 @@ class PackedBank(Bank):
         kernels = "" if self.projection is None else f" by {self.num_kernels} kernels"
         shown = f"{self.num_experts} x {self.kernel_shape}{kernels}, {self.storage}"
         return shown + (f", threshold={self.threshold:g}" if self.threshold else "")
+
+
+class PlainMixture(Bank):
+    """Experts for exporters: one product (1, n) · (n, |W|) makes the kernel of the only example.
+
+    Args:
+        bank: with f32 experts.
+    """
+
+    rows: Tensor
+    bias: Tensor | None
+    shift: Tensor | None
+
+    def __init__(self, bank: PackedBank) -> None:
+        super().__init__()
+        self.slices, self.kernel_shape = bank.slices, bank.kernel_shape
+        experts, bias, shift = bank.unpacked()
+        self.register_buffer("rows", experts.flatten(1))  # n |W|
+        self.register_buffer("bias", bias)  # n O
+        self.register_buffer("shift", shift)  # O
+
+    def forward(self, coefficients: Tensor) -> Static:
+        """Return the kernel for coefficients (1, n)."""
+        kernel = torch.mm(coefficients, self.rows).reshape(self.kernel_shape)
+        return Static(kernel, self._bias(coefficients), 1)
+
+    def _bias(self, coefficients: Tensor) -> Tensor | None:
+        """The bias (1, O)."""
+        if self.bias is None:
+            return None if self.shift is None else self.shift.unsqueeze(0)
+        mixed = torch.mm(coefficients, self.bias)
+        return mixed if self.shift is None else mixed + self.shift

@@ -96,3 +96,8 @@ class ScaledBank(Bank):
         if packing.coefficients is not None:
             packing = packing._replace(coefficients=packing.coefficients[:, self._rest])
         return ScaledBank(self.site, self.inner.pack(packing, norm), self.slices.names)
+
+    def plain(self) -> Bank:
+        """The factors around the inner bank's."""
+        self.inner = self.inner.plain()
+        return self

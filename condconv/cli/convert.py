@@ -25,6 +25,10 @@ def make_parser() -> Parser:
         "--share", type=str, nargs="+", default=None, metavar="SHARE",
         help="block, none, network, a number of blocks, or NAME=REGEX …; the variant's default where left out",
     )  # fmt: skip
+    parser.add_argument(
+        "--options", type=str, nargs="+", default=[], metavar="NAME=VALUE",
+        help="what is special to the variant's paper, as in budget=1/2 norm=layer",
+    )  # fmt: skip
     parser.add_argument("--init", type=str, default="upcycle", help="upcycle or fresh")
     parser.add_argument(
         "--max-overhead", type=float, default=None, metavar="SHARE",
@@ -54,6 +58,7 @@ def run(arguments: Sequence[str]) -> int:
         init=settings.init,
         input_size=input_size(settings.input_size, model),
         max_overhead=settings.max_overhead,
+        **variant.design.parse_options("convert", settings.options),
     )
     print(made)
     if settings.out is not None:

@@ -22,7 +22,7 @@ from condconv.conversion.same_padding import pads_same, same_padded
 from condconv.conversion.sharing import Group
 from condconv.conversion.upcycle import upcycle
 from condconv.errors import ConversionError
-from condconv.layers import ConditionalLayer, RouterFactory, TiledConv2d, made_router
+from condconv.layers import ConditionalLayer, RouterFactory, TiledConv2d, made_router, site_of
 from condconv.routers import Router, RoutingScope, StepWatch, annealed_gates, attach_scope, detach_scopes
 
 _HOOKS = (
@@ -64,8 +64,11 @@ def apply_steps(
     groups: Sequence[Group],
     router: RouterFactory | None,
     init: str,
+    together: Sequence[tuple[str, ...]] = (),
 ) -> nn.Module:
     """Replace the layers and return the model; everything is built before anything is swapped.
+
+    `together` are the names of layers whose banks have something in common.
 
     Raises:
         ConversionError: a layer is not where it was when the plan was made.
@@ -74,7 +77,8 @@ def apply_steps(
     for step in steps:
         if step.static is not model and not places[id(step.static)]:
             raise ConversionError(f"Plan.apply: {step.name} was replaced since the plan was made; make a new plan")
-    made = {step.name: _build(step, router) for step in steps}
+    common = _in_common(steps, together)
+    made = {step.name: _build(step, router, common.get(step.name)) for step in steps}
     shared = [_shared_router(group, made, router) for group in groups]
     routers = {name: layer.router for name, layer in made.items() if layer.router is not None}
     routers.update({name: one for group, one in zip(groups, shared, strict=True) for name in group.layers})
@@ -201,9 +205,22 @@ def _places(model: nn.Module, wanted: nn.Module) -> Iterator[tuple[nn.Module, st
                 yield parent, child
 
 
-def _build(step: Step, router: RouterFactory | None) -> ConditionalLayer:
+def _in_common(steps: Sequence[Step], together: Sequence[tuple[str, ...]]) -> dict[str, Any]:
+    """What each layer's bank shares with those of others, by the layer's name."""
+    by_name = {step.name: step for step in steps}
+    common: dict[str, Any] = {}
+    for names in together:
+        members = [by_name[name] for name in names]
+        design, like = members[0].conditional.design, cast(Tensor, members[0].static.weight)
+        sites = [site_of(step.static, step.name) for step in members]
+        common.update(zip(names, design.make_common(sites, members[0].arguments, like.device, like.dtype), strict=True))
+    return common
+
+
+def _build(step: Step, router: RouterFactory | None, common: Any) -> ConditionalLayer:
     kind = same_padded(step.conditional) if pads_same(step.static) else step.conditional
-    layer = kind.from_static(step.static, router=router if step.own_router else False, **step.arguments)
+    shared = {} if common is None else {"common": common}
+    layer = kind.from_static(step.static, router=router if step.own_router else False, **step.arguments, **shared)
     layer.path = step.name
     # The same dictionaries, not copies: handles that were given out keep working, before and after a revert.
     for hooks in _HOOKS:

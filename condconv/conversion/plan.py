@@ -19,8 +19,9 @@ from condconv.conversion.overhead import convolution_macs, layer_overhead, mixin
 from condconv.conversion.select import Targets, select
 from condconv.conversion.sharing import Group, Sharing, share_routing
 from condconv.conversion.sites import Survey, survey
+from condconv.conversion.together import STAGE, together
 from condconv.conversion.upcycle import upcycle
-from condconv.counting.count import paper_cost
+from condconv.counting.count import own_sizes, paper_cost
 from condconv.counting.table import render
 from condconv.counting.trace import Call, Inputs
 from condconv.errors import ConversionError, SiteError
@@ -65,6 +66,7 @@ class Plan:
     _steps: tuple[Step, ...] = field(repr=False)
     _groups: tuple[Group, ...] = field(repr=False)
     _router: RouterFactory | None = field(repr=False)
+    _together: tuple[tuple[str, ...], ...] = field(default=(), repr=False)
     _applied: bool = field(default=False, repr=False)
 
     @property
@@ -106,7 +108,7 @@ class Plan:
             reasons = Counter(layer.why for layer in self.layers)
             shown = "; ".join(f"{why} ({count})" for why, count in reasons.most_common(8))
             raise ConversionError(f"Plan.apply: no layer can be converted: {shown}")
-        made = apply_steps(self.model, self._steps, self._groups, self._router, self.init)
+        made = apply_steps(self.model, self._steps, self._groups, self._router, self.init, self._together)
         self._applied = True
         return made
 
@@ -162,7 +164,8 @@ def plan(
         router: factory (site, slices) → router; the variant's default where None.
         max_overhead: leave out layers whose mixing costs more than this share of their convolution, n / (H' W'); needs
             `input_size`. None: no limit.
-        options: what is special to the variant's paper; its layers take the same.
+        options: what is special to the variant's paper; its layers take the same. Where banks of several layers have
+            something in common, also which: kernel_warehouse's `warehouses` is "stage" or {name: regex}.
 
     Raises:
         UnknownNameError: no such variant.
@@ -172,15 +175,24 @@ def plan(
     a_module("plan", "model", model)
     chosen = variants[variant]
     n = integer("plan", "num_experts", chosen.design.num_experts if num_experts is None else num_experts, 1)
+    common = chosen.design.common
+    apart = STAGE if common is None else options.pop(common.option, STAGE)
     chosen.design.check_options("plan", options)
     choice("plan", "init", init, ("upcycle", "fresh"))
     refuse_inference_form(model, "plan")
     found = survey(model, chosen, input_size)
     selection = select(found, targets, chosen)
-    banks, unsuitable = _banks(found, chosen, n, options)
+    free = [name for name, place in found.sites.items() if place.obstacle is None]
+    groups: list[tuple[str, ...]] = [(name,) for name in free]
+    if common is not None:
+        groups = together(found, [name for name in free if name in selection.chosen], common.option, apart)
+    banks, unsuitable = _banks(found, chosen, n, options, groups)
     names = [name for name in found.sites if name in selection.chosen and name in banks]
     dear = too_dear(found, names, banks, max_overhead)
     names = [name for name in names if name not in dear]
+    if common is not None:  # What layers have in common depends on all of them.
+        groups = [kept for group in groups if (kept := tuple(name for name in group if name in names))]
+        banks, _ = _banks(found, chosen, n, options, groups)
     slices = {name: bank.slices for name, bank in banks.items()}
     sharing = share_routing(found, names, chosen.share if share is _DEFAULT else share, slices)
     rows = _Rows(found, sharing, banks, router or partial(chosen.design.make_router, options=options))
@@ -194,7 +206,8 @@ def plan(
     layers += [rows.router(group) for group in sharing.groups]
     params = sum(p.numel() for p in model.parameters() if not isinstance(p, nn.parameter.UninitializedParameter))
     macs = None if found.trace is None else sum(sum(cost) for cost in paper_cost(model, found.trace)[0].values())
-    return Plan(model, chosen, n, init, tuple(layers), params, macs, steps, sharing.groups, router)
+    in_common = () if common is None else tuple(groups)
+    return Plan(model, chosen, n, init, tuple(layers), params, macs, steps, sharing.groups, router, in_common)
 
 
 def convert(
@@ -230,20 +243,25 @@ def convert(
 
 
 def _banks(
-    found: Survey, variant: Variant, num_experts: int, options: Mapping[str, Any]
+    found: Survey,
+    variant: Variant,
+    num_experts: int,
+    options: Mapping[str, Any],
+    groups: Sequence[tuple[str, ...]],
 ) -> tuple[dict[str, Bank], dict[str, str]]:
-    """The bank, without memory, of each layer that can be converted; and why the variant cannot serve others."""
+    """The bank, without memory, of each layer in groups with something in common; and why others can have none."""
     banks: dict[str, Bank] = {}
     unsuitable: dict[str, str] = {}
     with torch.random.fork_rng(devices=[]):
-        for name, place in found.sites.items():
-            if place.obstacle is not None:
-                continue
+        for group in groups:
+            places = [found.sites[name] for name in group]
+            sites = [site_of(place.module, place.name, place.block) for place in places]
             try:
-                site = site_of(place.module, name, place.block)
-                banks[name] = variant.design.make_bank(site, num_experts, options, "meta")
+                shared = variant.design.make_common(sites, options, "meta")
+                for site, common in zip(sites, shared, strict=True):
+                    banks[site.name] = variant.design.make_bank(site, num_experts, options, "meta", common=common)
             except SiteError as error:
-                unsuitable[name] = str(error)
+                unsuitable |= dict.fromkeys(group, str(error))
     return banks, unsuitable
 
 
@@ -274,7 +292,7 @@ class _Rows:
         params, macs = self._before(name)
         calls = self._calls(name)
         bank = self._banks[name]
-        after = sum(size for module in bank.modules() if isinstance(module, Bank) for _, size in module.sizes())
+        after = sum(size for module in bank.modules() for _, size in own_sizes(module))
         price = None if macs is None else macs + mixing_macs(self._found, name, bank)
         overhead = layer_overhead(self._found, name, self._banks)
         if name not in self._own:

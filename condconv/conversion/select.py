@@ -55,10 +55,11 @@ def select(survey: Survey, targets: Targets, variant: Variant) -> Selection:
     return Selection(frozenset(chosen), {name: why for name, why in why_not.items() if name not in chosen})
 
 
-def stages_of(survey: Survey) -> list[list[str]]:
+def stages_of(survey: Survey, asked: str) -> list[list[str]]:
     """Return the names of the blocks, stage by stage.
 
     A stage is what blocks stand in; where all stand in one sequence, a stage ends when channels or resolution change.
+    `asked` is the argument that wants to know, for messages.
 
     Raises:
         ConversionError: the blocks form one sequence and no `input_size` was given.
@@ -69,7 +70,7 @@ def stages_of(survey: Survey) -> list[list[str]]:
     if len(by_parent) > 1 or not survey.blocks:
         return list(by_parent.values())
     if survey.trace is None:
-        raise ConversionError("plan: targets='last N stages': the blocks stand in one sequence; pass input_size")
+        raise ConversionError(f"plan: {asked}: the blocks stand in one sequence; pass input_size")
     stages: list[list[str]] = []
     before = None
     for block in survey.blocks.values():
@@ -141,7 +142,7 @@ def _matching(survey: Survey, target: Target) -> set[str]:
 
 def _last(survey: Survey, number: int, unit: str, target: str) -> set[str]:
     names = {site.name for site in survey.convolutions}
-    groups = stages_of(survey) if unit == "stage" else [[name] for name in survey.blocks]
+    groups = stages_of(survey, "targets='last N stages'") if unit == "stage" else [[name] for name in survey.blocks]
     layers = [[layer for block in group for layer in survey.blocks[block].layers if layer in names] for group in groups]
     layers = [group for group in layers if group]
     if not 1 <= number <= len(layers):

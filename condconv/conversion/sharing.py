@@ -9,8 +9,8 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from condconv.coefficients import Slices
-from condconv.conversion.select import matching_names
 from condconv.conversion.sites import Site, Survey
+from condconv.conversion.together import by_pattern
 from condconv.counting.trace import Call
 from condconv.errors import argument_error
 from condconv.variants import Share
@@ -80,17 +80,9 @@ def _wanted(survey: Survey, names: Sequence[str], share: Share) -> list[tuple[st
 
 
 def _by_pattern(survey: Survey, names: Sequence[str], share: Mapping[str, str]) -> list[tuple[str, list[str]]]:
-    taken: dict[str, str] = {}
-    wanted = []
-    for key, pattern in share.items():
-        found = matching_names(pattern, names, f"share[{key!r}]")
-        for name in found:
-            if name in taken:
-                rule = f"puts {name} into {taken[name]!r} and {key!r}"
-                raise argument_error("plan", "share", dict(share), rule, "make the regexes exclusive")
-            taken[name] = key
-        wanted.append((_source_of(survey, found), found))
-    return wanted
+    taken = by_pattern(names, share, "share")
+    groups = [[name for name in names if taken.get(name) == key] for key in share]
+    return [(_source_of(survey, group), group) for group in groups]
 
 
 def _source_of(survey: Survey, layers: Sequence[str]) -> str:

@@ -113,7 +113,7 @@ def _table(
         kind = kind_of(modules[name]) or type(modules[name]).__name__
         strategy = (strategies or {}).get(name, "")
         rows.append(Row(name, kind, *macs, params=params[name], calls=calls[name], strategy=strategy))
-    total = sum({key: size for module in modules.values() for key, size in _own_sizes(module)}.values())
+    total = sum({key: size for module in modules.values() for key, size in own_sizes(module)}.values())
     uncounted = () if convention == "executed" else tuple(_uncounted(modules, cost, watched))
     return Count(convention, _describe(inputs), total, tuple(rows), uncounted)
 
@@ -124,14 +124,14 @@ def _params(modules: dict[str, nn.Module], rows: Iterable[str]) -> Counter[str]:
     for name, module in modules.items():
         around = [name, *(name.rsplit(".", i)[0] for i in range(1, name.count(".") + 1)), ""]
         owner = next((part for part in around if part in with_row), None)
-        for key, size in _own_sizes(module):
+        for key, size in own_sizes(module):
             if owner is not None and key not in seen:
                 seen.add(key)
                 params[owner] += size
     return params
 
 
-def _own_sizes(module: nn.Module) -> Iterator[tuple[int, int]]:
+def own_sizes(module: nn.Module) -> Iterator[tuple[int, int]]:
     """Identity and elements of a module's own parameters; a bank says it itself."""
     if isinstance(module, Bank):
         yield from module.sizes()

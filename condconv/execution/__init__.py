@@ -14,6 +14,7 @@ from condconv.execution.planner import (
     use_strategy,
     watch_execution,
 )
+from condconv.execution.single import convolve_one, kernel_of_one, multiply_one
 
 __all__ = [
     "AUTO",
@@ -22,9 +23,12 @@ __all__ = [
     "Strategy",
     "check_strategy",
     "choose",
+    "convolve_one",
     "execute",
     "executed_macs",
+    "kernel_of_one",
     "machine_of",
+    "multiply_one",
     "pinned",
     "question",
     "refusal",

@@ -135,7 +135,7 @@ def refusal(strategy: str, x: Tensor, lowered: Lowered, geometry: ConvGeometry) 
 def _plan(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> str:
     """The fastest strategy, as far as is known; what was chosen for a CPU is remembered."""
     compiling, training = torch.compiler.is_compiling(), needs_gradient(x, lowered)
-    if compiling or not x.is_cpu or transformed():
+    if compiling or not x.is_cpu or transformed() or torch.jit.is_tracing():
         return _fastest(x, lowered, geometry, compiling, training)
     question = x.shape, x.stride(1), x.dtype, lowered.form, geometry, training
     answer = _plans.get(question)
@@ -156,7 +156,7 @@ def _fastest(x: Tensor, lowered: Lowered, geometry: ConvGeometry, compiling: boo
         lowered = scaled.core_form(x, lowered, geometry)
     if isinstance(lowered, Static):
         return "static"
-    if compiling and torch.compiler.is_exporting():
+    if (compiling and torch.compiler.is_exporting()) or torch.jit.is_tracing():
         return "batched_gemm"  # The only one whose shapes may all be dynamic in the batch.
     if isinstance(lowered, Mixture) and lowered.experts.shape[0] == 1:
         return "mixture_of_experts"  # One expert: a static convolution and a scale.

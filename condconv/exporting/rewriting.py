@@ -3,6 +3,8 @@
     W(x) = Σᵢ αᵢ(x) Wᵢ          one product (1, n) · (n, |W|)
     y = W(x) * x + b(x)         one convolution, with the mixed kernel as its weight
 
+Other banks say how they are written (`Bank.plain`).
+
 A batch is a loop over its examples, for each has kernels of its own: how to loop is the format's business. Folding the
 batch into groups would make its size a constant of the graph.
 """
@@ -16,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from condconv.banks import PackedBank
 from condconv.conversion.apply import conditional_layers, replace_layer
 from condconv.conversion.same_padding import is_same_padded, pad_same
 from condconv.errors import ConversionError
+from condconv.execution import convolve_one, kernel_of_one, multiply_one
 from condconv.inference import optimize_for_inference
 from condconv.layers import ConditionalLayer
 from condconv.routers import Router, RoutingScope, SoftmaxGate, detach_scopes
@@ -38,20 +40,15 @@ def plain_form(model: nn.Module) -> nn.Module:
                 f"export: {name or 'the model'} has no router, and an exported network takes its image alone; build "
                 "the layer with a router"
             )
-        if not isinstance(layer.bank, PackedBank):
-            raise ConversionError(
-                f"export: {name or 'the model'} is a {type(layer).__name__}, and only mixtures of whole kernels are "
-                "written; export the network that condconv.collapse makes of it"
-            )
         made = replace_layer(made, layer, PlainLayer(layer))
     for module in list(made.modules()):
-        if isinstance(module, Router):
+        if isinstance(module, Router) and module.is_sequence:
             made = replace_layer(made, module, PlainRouter(module))
     return made.to(memory_format=torch.contiguous_format)  # Exporters want weights as they are written down.
 
 
 def static_form(plain: nn.Module) -> nn.Module:
-    """Return the static twin of a `plain_form`, with the first expert of each layer; of no use but to be compared."""
+    """Return the static twin of a `plain_form`, with the kernel of its identity; of no use but to be compared."""
     static = copy.deepcopy(plain)
     detach_scopes(static)
     for module in list(static.modules()):
@@ -90,23 +87,13 @@ class PlainLayer(nn.Module):
         layer: of an inference form.
     """
 
-    experts: Tensor
-    expert_bias: Tensor | None
-    shift: Tensor | None
-
     def __init__(self, layer: ConditionalLayer) -> None:
         super().__init__()
-        bank = layer.bank
-        assert isinstance(bank, PackedBank)
         self.path = layer.path
         self.scope: RoutingScope | None = layer.scope
         self.router = layer.router
         self.convolution = Convolution(layer)
-        self.kernel_shape = bank.kernel_shape
-        experts, expert_bias, shift = bank.unpacked()
-        self.register_buffer("experts", experts.flatten(1))  # n |W|
-        self.register_buffer("expert_bias", expert_bias)  # n O
-        self.register_buffer("shift", shift)  # O
+        self.bank: Any = layer.bank.plain()
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
@@ -115,19 +102,11 @@ class PlainLayer(nn.Module):
         else:
             assert self.router is not None
             coefficients = self.router(x.movedim(-1, 1) if self.convolution.linear else x)
-        kernel = torch.mm(coefficients, self.experts).reshape(self.kernel_shape)
-        return self.convolution(x, kernel, self._bias(coefficients))
-
-    def _bias(self, coefficients: Tensor) -> Tensor | None:
-        """The bias (O,)."""
-        if self.expert_bias is None:
-            return self.shift
-        mixed = torch.mm(coefficients, self.expert_bias).reshape(-1)
-        return mixed if self.shift is None else mixed + self.shift
+        return self.convolution(x, self.bank(coefficients))
 
 
 class StaticLayer(nn.Module):
-    """The static layer with the first expert of a `PlainLayer`."""
+    """The static layer that the identity coefficients of a `PlainLayer` stand for."""
 
     kernel: Tensor
     bias: Tensor | None
@@ -135,12 +114,13 @@ class StaticLayer(nn.Module):
     def __init__(self, layer: PlainLayer) -> None:
         super().__init__()
         self.convolution = layer.convolution
-        self.register_buffer("kernel", layer.experts[0].reshape(layer.kernel_shape).clone())
-        self.register_buffer("bias", layer.shift if layer.expert_bias is None else layer.expert_bias[0].clone())
+        lowered = layer.bank(layer.bank.identity.unsqueeze(0))
+        self.register_buffer("kernel", kernel_of_one(lowered).clone())
+        self.register_buffer("bias", None if lowered.bias is None else lowered.bias.reshape(-1).clone())
 
     def forward(self, x: Tensor) -> Tensor:
         """As a static layer does."""
-        return self.convolution(x, self.kernel, self.bias)
+        return self.convolution.with_kernel(x, self.kernel, self.bias)
 
 
 class Convolution(nn.Module):
@@ -157,14 +137,22 @@ class Convolution(nn.Module):
         self.pointwise_as_product = False
         """For runtimes that are slow where the weight of a convolution is no constant."""
 
-    def forward(self, x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
-        """X (B, I, *space), or (B, *positions, I) of a linear layer, with one kernel for all examples."""
+    def forward(self, x: Tensor, lowered: Any) -> Tensor:
+        """X (1, I, *space), or (1, *positions, I) of a linear layer, with what its bank lowers to."""
         if self.linear:
-            return F.linear(x, kernel, bias)
+            return multiply_one(x, lowered)
+        return convolve_one(self._padded(x), lowered, self.geometry, self._convolve)
+
+    def with_kernel(self, x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+        """X (B, I, *space), or (B, *positions, I) of a linear layer, with one kernel for all examples."""
+        return F.linear(x, kernel, bias) if self.linear else self._convolve(self._padded(x), kernel, bias)
+
+    def _padded(self, x: Tensor) -> Tensor:
         if self.same is not None:
             x = pad_same(x, *self.same)
-        if self.prepad:
-            x = F.pad(x, self.prepad, mode=self.mode)
+        return F.pad(x, self.prepad, mode=self.mode) if self.prepad else x
+
+    def _convolve(self, x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
         if self.pointwise_as_product and self.geometry.is_pointwise(kernel.shape):
             y = (kernel.flatten(1) @ x.flatten(2)).unflatten(2, x.shape[2:])  # B O *space
             return y if bias is None else y + bias.reshape(-1, *[1] * self.geometry.rank)

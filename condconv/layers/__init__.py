@@ -7,11 +7,12 @@ from condconv.layers.conv import (
     ConditionalConv3d,
     ConditionalConvTranspose2d,
 )
-from condconv.layers.design import Design, RouterFactory, made_router
+from condconv.layers.design import Common, Design, RouterFactory, made_router
 from condconv.layers.linear import ConditionalLinear
 from condconv.layers.tiled import TiledConv2d, route_by_tile
 
 __all__ = [
+    "Common",
     "ConditionalConv1d",
     "ConditionalConv2d",
     "ConditionalConv3d",

@@ -10,7 +10,7 @@ Shapes: B batch, D coefficients, O/I output/input channels, g groups, *k kernel,
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import torch
@@ -86,7 +86,7 @@ class ConditionalLayer(nn.Module):
         strategy: str,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
-        options: Mapping[str, Any],
+        options: dict[str, Any],
     ) -> None:
         """Make bank and router."""
         where, design = self._where(), self.design
@@ -95,15 +95,16 @@ class ConditionalLayer(nn.Module):
         if not (router is None or router is False or callable(router)):
             rule = "must be a function (site, slices) → router, None or False"
             raise argument_error(where, "router", router, rule, "pass None for the variant's default")
+        common = options.pop("common", None) if design.common is not None else None
         design.check_options(where, options)
-        self.site, self.options = site, dict(options)
+        self.site, self.options = site, options
         self.strategy = check_strategy(strategy)
         self.pins: Pins = {}  # What `condconv.tune` measured; heeded where strategy is "auto".
         self.path = ""
         self.scope = None
         self._last_strategy: str | None = None
         named = dataclasses.replace(site, name=where)
-        self.bank = design.make_bank(named, n, options, device, dtype)
+        self.bank = design.make_bank(named, n, options, device, dtype, common)
         self.num_experts = self.slices.length(MIXING) or 1
         self.num_coefficients = self.slices.size
         if router is False:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, TypeVar, cast
 
 import torch
@@ -49,7 +49,7 @@ class _ConditionalConv(ConditionalLayer):
         num_experts: int | None,
         router: RouterChoice,
         strategy: str,
-        options: Mapping[str, Any],
+        options: dict[str, Any],
     ) -> None:
         super().__init__()
         where, rank = self._where(), self.rank

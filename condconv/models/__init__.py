@@ -3,6 +3,7 @@
 from condconv.models import timm_names as _timm_names  # noqa: F401  (registers the networks with timm)
 from condconv.models.build import Origin, initialise_experts, origin_of
 from condconv.models.loading import load_weights, read_safetensors
+from condconv.models.official_weights import load_official
 from condconv.models.publishing import push_to_hub
 from condconv.models.saving import save_pretrained
 from condconv.models.ssd import SSD, SSDOutput, make_anchors
@@ -18,6 +19,7 @@ __all__ = [
     "from_timm",
     "initialise_experts",
     "list_models",
+    "load_official",
     "load_weights",
     "make_anchors",
     "noted_images",

@@ -25,6 +25,7 @@ from condconv.models.pose import COCO_JOINTS, POSES, PoseNetwork
 from condconv.models.restorer import RESTORERS, Restorer
 from condconv.models.specs import SPECS, Spec
 from condconv.models.ssd import COCO_CLASSES, DETECTORS, SSD
+from condconv.variants import variants
 
 _ORIGIN = "condconv_origin"
 
@@ -104,26 +105,51 @@ def build_conditional(spec: Spec, given: Mapping[str, Any]) -> nn.Module:
     """A paper's network with fresh weights: the static one, converted, every expert drawn as the backbone draws."""
     arguments = dict(given)
     num_experts, max_overhead, input_size = (arguments.pop(name) for name in PLACEMENT)
+    options = {name: arguments.pop(name) for name in variant_options(spec.name) if name in arguments}
     static = build_static(spec.backbone, arguments, pretrained=False)
     limit = {} if max_overhead is None else {"max_overhead": max_overhead, "input_size": input_size}
-    model = forget_originals(convert_row(static, spec, num_experts, "fresh", **limit))
+    model = forget_originals(convert_row(static, spec, num_experts, "fresh", options, **limit))
     initialise_experts(model)
     return model
 
 
 def convert_row(
-    static: nn.Module, spec: Spec, num_experts: int | None, init: Literal["upcycle", "fresh"], **limit: Any
+    static: nn.Module,
+    spec: Spec,
+    num_experts: int | None,
+    init: Literal["upcycle", "fresh"],
+    options: Mapping[str, Any],
+    **limit: Any,
 ) -> nn.Module:
-    """Convert the layers that a row names, in place; `limit`: `max_overhead` and `input_size` of `convert`."""
+    """Convert the layers that a row names, in place.
+
+    Args:
+        static: the row's backbone.
+        spec: the row.
+        num_experts: None for the row's.
+        init: of `convert`.
+        options: of the variant, where they differ from the row's.
+        limit: `max_overhead` and `input_size` of `convert`.
+    """
+    design, options = variants[spec.variant].design, {**spec.options, **options}
+    together: dict[str, Any] = {}
+    if spec.together is not None and design.common is not None:
+        together[design.common.option] = spec.together({**design.options, **options})
     return convert(
         static,
         spec.variant,
         targets=f"^(?:{spec.pattern})$",
         num_experts=spec.num_experts if num_experts is None else num_experts,
         init=init,
-        **spec.options,
+        **options,
+        **together,
         **limit,
     )
+
+
+def variant_options(name: str) -> tuple[str, ...]:
+    """Names of the arguments of `create_model` that are special to the paper of a row; none of a static network."""
+    return tuple(variants[SPECS[name].variant].design.options) if name in SPECS else ()
 
 
 @torch.no_grad()

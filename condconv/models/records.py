@@ -42,8 +42,8 @@ INSTEAD = (
 def conversion_records(model: nn.Module) -> list[Record]:
     """Which layers of ``model`` are conditional: a record for each variant, its number of experts and its options.
 
-    A record has the layers' names, which of them share a router, and, where they are not the variant's default ones,
-    the routers, by the channels that they see.
+    A record has the layers' names, which of them share a router, which have banks with something in common, and, where
+    they are not the variant's default ones, the routers, by the channels that they see.
 
     Raises:
         CheckpointError: routers or layers that a record cannot describe.
@@ -56,6 +56,7 @@ def conversion_records(model: nn.Module) -> list[Record]:
     routers = routers_of(model)
     records: dict[tuple[Any, ...], Record] = {}
     layers: dict[tuple[Any, ...], dict[str, ConditionalLayer]] = {}
+    holders: dict[nn.Module, str] = {}
     for name, layer in conditional_layers(model):
         variant, experts = _variant_of(name, layer).name, layer.num_experts
         key = (variant, experts, *sorted(layer.options.items()))
@@ -65,6 +66,9 @@ def conversion_records(model: nn.Module) -> list[Record]:
         layers.setdefault(key, {})[name] = layer
         if layer.scope is not None:
             record["shared"].setdefault(sources[layer.scope], []).append(name)
+        if (common := layer.bank.common()) is not None:
+            holder = holders.setdefault(common, name)
+            record.setdefault("together", {}).setdefault(holder, []).append(name)
     for key, record in records.items():
         mine = {name: (layer, routers[name]) for name, layer in layers[key].items() if name in routers}
         if not all(_is_default(router, layer) for layer, router in mine.values()):
@@ -77,7 +81,10 @@ def convert_again(model: nn.Module, records: Sequence[Mapping[str, Any]]) -> nn.
     for record in records:
         names = set(record["layers"])
         share = {source or "network": _one_of(layers) for source, layers in record["shared"].items()}
-        routers = record.get("routers")
+        routers, common = record.get("routers"), variants[record["variant"]].design.common
+        together: dict[str, Any] = {}
+        if common is not None:
+            together[common.option] = {holder: _one_of(layers) for holder, layers in record["together"].items()}
         model = convert(
             model,
             record["variant"],
@@ -87,6 +94,7 @@ def convert_again(model: nn.Module, records: Sequence[Mapping[str, Any]]) -> nn.
             init="fresh",
             router=None if routers is None else _Routers(routers),
             **record.get("options", {}),
+            **together,
         )
     return forget_originals(model)
 

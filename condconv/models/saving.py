@@ -165,7 +165,7 @@ def _config(model: nn.Module, origin: Origin) -> dict[str, Any]:
             "the network with plain numbers and texts"
         ) from error
     records = [] if origin.name in SPECS else conversion_records(model)
-    special = any({"routers", "options"} & record.keys() for record in records)
+    special = any({"routers", "options", "together"} & record.keys() for record in records)
     simple = origin.name is not None and len(records) <= 1 and not special
     form = form_of(model)
     return {

@@ -9,7 +9,7 @@ Layer names are timm's. Block numbers in the comments count from 1, as the paper
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,8 @@ class Spec:
     shared blocks, each routed by its own input: the last 1x1 convolution, and the classifier (routed by the pooled
     features that feed it). ``timm_name`` is timm's implementation of the same network, where there is one; its
     published weights fit. ``placement`` says the same in words, for the documentation. ``options`` are those of the
-    variant's layers that differ from their defaults.
+    variant's layers that differ from their defaults, and ``together`` says which of them have something in common,
+    given all options: {name: regex}.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Spec:
     single: tuple[str, ...] = ()
     timm_name: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    together: Callable[[Mapping[str, Any]], Mapping[str, str]] | None = None
 
     @property
     def pattern(self) -> str:
@@ -203,8 +205,53 @@ def _dcd_rows() -> list[Spec]:
     return rows
 
 
-SPECS: dict[str, Spec] = {
-    spec.name: spec
-    for rows in (_condconv_rows(), _ssd_rows(), _pose_rows(), _dynamic_rows(), _odconv_rows(), _dcd_rows())
-    for spec in rows
-}
+def _residual_warehouses(options: Mapping[str, Any]) -> dict[str, str]:
+    """One for each stage; what leads into a stage, its first convolution and its shortcut, is of the stage before."""
+    return {
+        f"stage {stage}": rf"^layer{stage}\.(?:0\.conv[{'1' if stage == 1 else ''}23]|[1-9]\.conv\d)"
+        + (rf"|^layer{stage + 1}\.0\.(?:conv1|downsample)" if stage < 4 else "")
+        for stage in (1, 2, 3, 4)
+    }
+
+
+def _mobile_warehouses(options: Mapping[str, Any]) -> dict[str, str]:
+    """Depthwise and 1x1 convolutions of each stage apart, and with a budget above 1 the two kinds of 1x1 as well.
+
+    The block that leads into a stage is of the stage before; the last two stages are one.
+    """
+    blocks = [r"(?:0\.0|1\.0)", r"(?:1\.1|2\.0)", r"(?:2\.[12]|3\.0)", r"(?:3\.[123]|4\.0)", r"(?:4\.[12]|5\.0)"]
+    blocks.append(r"(?:5\.[12]|6\.0)")
+    depthwise_separable = r"|^blocks\.0\.0\.conv_pw$"  # Its 1x1 convolution projects.
+    found = {}
+    for number, block in enumerate(blocks, 1):
+        inside, last = rf"^blocks\.{block}\.conv_", r"|^conv_head" if number == len(blocks) else ""
+        found[f"depthwise {number}"] = rf"{inside}dw$"
+        if options["budget"] in ("2", "4"):
+            found[f"expand {number}"] = rf"(?!{depthwise_separable[1:]}){inside}pw$"
+            found[f"project {number}"] = rf"{inside}pwl${last}" + (depthwise_separable if number == 1 else "")
+        else:
+            found[f"pointwise {number}"] = rf"{inside}pwl?${last}"
+    return found
+
+
+def _kernel_warehouse_rows() -> list[Spec]:
+    def row(backbone: str, targets: str, placement: str, together: Any) -> Spec:
+        name = f"kernel_warehouse_{backbone}"
+        return Spec(name, backbone, "kernel_warehouse", 1, targets, placement, together=together)
+
+    words = "all convolutions of the residual blocks and the shortcuts"
+    mobile = rf"conv_stem|blocks\.\d+\.\d+\.{_MOBILE_CONVOLUTIONS}|conv_head"
+    return [
+        row("resnet18", r"layer\d\.\d+\.(?:conv\d|downsample\.0)", words, _residual_warehouses),
+        row(
+            "resnet50",
+            r"(?!layer1\.0\.(?:conv1|downsample))layer\d\.\d+\.(?:conv\d|downsample\.0)",
+            f"{words} but the first 1x1 and the first shortcut",
+            _residual_warehouses,
+        ),
+        *(row(f"mobilenetv2_{width}", mobile, "all convolutions", _mobile_warehouses) for width in ("050", "100")),
+    ]
+
+
+_ROWS = (_condconv_rows, _ssd_rows, _pose_rows, _dynamic_rows, _odconv_rows, _dcd_rows, _kernel_warehouse_rows)
+SPECS: dict[str, Spec] = {spec.name: spec for rows in _ROWS for spec in rows()}

@@ -25,6 +25,7 @@ from condconv.models.build import (
     published_name,
     refuse_changes,
     set_origin,
+    variant_options,
 )
 from condconv.models.specs import SPECS
 from condconv.models.timm_weights import from_timm
@@ -62,7 +63,8 @@ def create_model(
             convolution; needs `input_size`. Only for the papers' networks.
         input_size: (C, H, W) of the images, for `max_overhead`.
         pretrained: download published ImageNet weights; ``list_models(pretrained=True)`` lists which names have some.
-        **timm_arguments: further arguments of the timm network (``drop_rate``, ``drop_path_rate``, ``out_indices``, …).
+        **timm_arguments: what is special to the paper of a conditional network (``budget``, ``norm``, …), and further
+            arguments of the timm network (``drop_rate``, ``drop_path_rate``, ``out_indices``, …).
 
     Raises:
         UnknownNameError: the name is neither here nor in timm; the message lists the closest ones.
@@ -120,11 +122,11 @@ def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
 def static_twin(name: str, **arguments: Any) -> nn.Module:
     """The static network that the conditional network ``name`` is made from; takes the arguments of `create_model`.
 
-    ``num_experts``, ``max_overhead`` and ``input_size`` are ignored, so that both twins can be made from the same
-    arguments. The name of a static network gives that network.
+    ``num_experts``, ``max_overhead``, ``input_size`` and what is special to the paper are ignored, so that both twins
+    can be made from the same arguments. The name of a static network gives that network.
     """
     text("static_twin", "name", name)
-    for argument in PLACEMENT:
+    for argument in (*PLACEMENT, *variant_options(name)):
         arguments.pop(argument, None)
     return create_model(SPECS[name].backbone if name in SPECS else name, **arguments)
 
@@ -139,7 +141,8 @@ def upcycle(
         static: its static twin with trained weights, which is converted in place; None for the twin with published
             weights, which are downloaded.
         num_experts: experts of each conditional layer; None for the paper's number.
-        **arguments: those of `create_model`, for the twin that is made where ``static`` is None.
+        **arguments: what is special to the network's paper; and those of `create_model`, for the twin that is made
+            where ``static`` is None.
 
     Raises:
         UnknownNameError: ``name`` is no network of a paper.
@@ -150,14 +153,15 @@ def upcycle(
     """
     if name not in SPECS:
         raise UnknownNameError(unknown_name_message("conditional network", name, SPECS))
+    options = {option: arguments.pop(option) for option in variant_options(name) if option in arguments}
     if static is None:
         static = static_twin(name, pretrained=True, **arguments)
     elif arguments:
         first = next(iter(arguments))
         raise argument_error(f"upcycle('{name}')", first, arguments[first], "is for a twin made here", "leave it out")
     origin = origin_of(static)
-    model = convert_row(static, SPECS[name], num_experts, "upcycle")
-    set_origin(model, name, {**(origin.arguments if origin else {}), "num_experts": num_experts})
+    model = convert_row(static, SPECS[name], num_experts, "upcycle", options)
+    set_origin(model, name, {**(origin.arguments if origin else {}), "num_experts": num_experts, **options})
     return model
 
 

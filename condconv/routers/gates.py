@@ -170,7 +170,8 @@ class TopKGate(Gate):
     """Keeps the k largest coefficients of `gate` and sets the rest to zero (ties: the lowest index is kept).
 
     Args:
-        gate: a `SigmoidGate` or `SoftmaxGate`; a softmax gate's kept coefficients are renormalised to sum to one.
+        gate: a `SigmoidGate` or `SoftmaxGate`; a softmax gate's kept coefficients are renormalised to sum to one, and
+            the only one of k = 1 learns straight through that.
         k: how many coefficients stay, 1 ≤ k; k ≥ n keeps all.
         noise_std: standard deviation of Gaussian noise added to the logits in training.
     """
@@ -188,7 +189,11 @@ class TopKGate(Gate):
             logits = logits + self.noise_std * torch.randn_like(logits)
         coefficients = self.gate(logits)
         kept = _keep_largest(coefficients, self.k)
-        return kept / kept.sum(dim=1, keepdim=True) if self.renormalises else kept
+        if not self.renormalises:
+            return kept
+        total = kept.sum(dim=1, keepdim=True)
+        # A coefficient over itself is 1 and has no gradient: with k = 1 it gets that of its logarithm.
+        return kept / (total.detach() if self.k == 1 and self.training else total)
 
     def extra_repr(self) -> str:
         """Show k and the noise."""

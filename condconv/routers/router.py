@@ -40,6 +40,7 @@ class Router(nn.Module):
         previous_experts: length of the previous routing's coefficients, which are concatenated to the pooled input
             (hierarchical routing, CondConv table 4); 0 where there is none.
         norm: "batch" or "layer" for a normalised hidden layer, whose linear layer then has no bias; None for neither.
+        logits: how many the gate makes its coefficients of; None for one each.
 
     Raises:
         ArgumentError: a count below one, or a probability outside [0, 1).
@@ -56,6 +57,7 @@ class Router(nn.Module):
         expert_dropout: float = 0.0,
         previous_experts: int = 0,
         norm: Literal["batch", "layer"] | None = None,
+        logits: int | None = None,
     ) -> None:
         super().__init__()
         where = type(self).__name__
@@ -68,10 +70,10 @@ class Router(nn.Module):
         gate = a_module(where, "gate", gate, Gate)
         if norm is not None:
             choice(where, "norm", norm, ("batch", "layer"))
-        size = slices.size
+        size = slices.size if logits is None else integer(where, "logits", logits, 1)
         features = self.in_channels + self.previous_experts
         if max(features, size) * (hidden or min(features, size)) > MOST_ELEMENTS:
-            rule = f"makes a matrix for {features} features and {size} coefficients, more than a tensor can have"
+            rule = f"makes a matrix for {features} features and {size} logits, more than a tensor can have"
             raise argument_error(where, "hidden_channels", hidden, rule, "reduce one of the three")
         if hidden is None:
             self.body = nn.Sequential(nn.Linear(features, size))
@@ -87,6 +89,11 @@ class Router(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+
+    @property
+    def is_sequence(self) -> bool:
+        """Whether its logits are its body's of the pooled input, and nothing else is computed."""
+        return type(self)._logits is Router._logits
 
     @property
     def _linears(self) -> list[nn.Linear]:
@@ -106,21 +113,26 @@ class Router(nn.Module):
 
     @torch.no_grad()
     def reset_to_constant(self) -> Tensor:
-        """Give every example the same coefficients, until training moves the last linear layer, which becomes zero.
+        """Give every example the same coefficients, until training moves the last linear layer, whose weight is zero.
 
         Returns:
             Those coefficients (D,), expert dropping and noise left out.
         """
         last = self._linears[-1]
         nn.init.zeros_(last.weight)
+        logits = self._constant_logits()
         if last.bias is not None:
-            nn.init.zeros_(last.bias)
+            last.bias.copy_(logits)
         was_training = self.gate.training
         self.gate.eval()
         dtype = _compute_dtype(last.weight)
-        coefficients: Tensor = self.gate(torch.zeros(1, self.slices.size, dtype=dtype, device=last.weight.device))
+        coefficients: Tensor = self.gate(logits.to(last.weight.device, dtype).unsqueeze(0))
         self.gate.train(was_training)
         return coefficients[0]
+
+    def _constant_logits(self) -> Tensor:
+        """The logits with which `reset_to_constant` starts: zeros, or what the last linear layer's bias can hold."""
+        return torch.zeros(self._linears[-1].out_features)
 
     def multiply(self, factor: float) -> None:
         """Multiply the weights of the last linear layer by a factor."""
@@ -215,9 +227,9 @@ def _fuses(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
         return False
     if only_runs():
         return available()
-    if area_of(x) is not None:
+    if area_of(x) is not None or torch.compiler.is_exporting() or torch.jit.is_tracing():
         return False
-    if torch.compiler.is_exporting() or torch.autograd.forward_ad._current_level >= 0 or transformed():
+    if torch.autograd.forward_ad._current_level >= 0 or transformed():
         return False
     differentiated = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad)
     return available() and not differentiated

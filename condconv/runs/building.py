@@ -65,7 +65,7 @@ class NetworkBuilder:
             convert(
                 model if whole else model.get_submodule("backbone"), self.variant, targets=targets,
                 num_experts=self.config.num_experts, share=self._share(), init="fresh", router=self._router(),
-                **self._limit(),
+                **self._limit(), **self._options(),
             )  # fmt: skip
             initialise_experts(model)  # as the static twin draws its kernels, so that the two start alike
         start = self.start(CONDITIONAL)
@@ -91,7 +91,12 @@ class NetworkBuilder:
     def _conditional_arguments(self) -> dict[str, Any]:
         if self.spec is None:
             return self.arguments
-        return self.arguments | {"num_experts": self.config.num_experts, **self._limit()}
+        return self.arguments | {"num_experts": self.config.num_experts, **self._limit(), **self._options()}
+
+    def _options(self) -> dict[str, Any]:
+        """What is special to the variant's paper."""
+        given = self.config.options
+        return {} if given is None else variants[self.variant].design.parse_options("train", given.split(","))
 
     def _limit(self) -> dict[str, Any]:
         """The limit on the overhead of mixing, and the size of the images that it needs."""
@@ -114,7 +119,7 @@ class NetworkBuilder:
             return None
 
         def with_gate(site: ConvSite, slices: Slices) -> Router:
-            router = design.make_router(site, slices, {})
+            router = design.make_router(site, slices, self._options())
             router.gate = _GATES[gate]()
             return router
 

@@ -108,6 +108,9 @@ class TrainConfig:
     variant: str = setting("condconv", "condconv, dynamic_convolution, or none: static alone")
     width: float = setting(1.0, "factor on the channels of every layer", WIDTH)
     num_experts: int | None = setting(None, "kernels of each layer (default: the variant's)", COUNT)
+    options: str | None = setting(
+        None, "what is special to the variant's paper, as 'budget=1/2,norm=layer' (default: what the paper uses)"
+    )
     targets: str | None = setting(
         None,
         "which layers become conditional: kinds, 'last N blocks', regular expressions, several joined by ' + ' "
@@ -138,6 +141,9 @@ class TrainConfig:
     dropout: float = setting(0.0, "probability of dropping a feature before the classifier", PROBABILITY)
     drop_path: float = setting(0.0, "stochastic depth: of dropping the last block, linear over depth", PROBABILITY)
     expert_dropout: float = setting(0.0, "probability of dropping an expert of an image", PROBABILITY)
+    balance: float = setting(
+        0.0, "weight of a loss that spreads images over experts: the squared variation of their mass", NOT_NEGATIVE
+    )
     label_smoothing: float = setting(0.1, "share of the label that is spread over all classes", PROBABILITY)
     weight_decay: float = setting(1e-4, "L2 penalty on kernels and matrices", NOT_NEGATIVE)
     decay_biases: bool = setting(False, "also on biases; never on normalisation")
@@ -201,6 +207,9 @@ class TrainConfig:
         if self.tune and (self.compile or self.variant == NO_VARIANT):
             why = "--compile, which plans itself" if self.compile else "--variant none, which has no conditional layer"
             raise argument_error("train", "tune", True, f"does not go with {why}", "leave one of them out")
+        if self.compile and self.balance:
+            rule = "does not go with --compile, whose code shows no coefficients"
+            raise argument_error("train", "balance", self.balance, rule, "leave one of them out")
         if self.compile and self.activation_checkpointing:
             rule = "does not go with --compile, which decides itself what is computed twice"
             raise argument_error("train", "activation_checkpointing", True, rule, "leave one of them out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,13 +15,16 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
+from condconv.coefficients import MIXING
+from condconv.conversion.apply import conditional_layers
 from condconv.data import Source
-from condconv.errors import CheckpointError, NonFiniteError
+from condconv.errors import CheckpointError, NonFiniteError, argument_error
 from condconv.evaluation.routing import RoutingStatistics, experts_by_layer
 from condconv.routing_hooks import override_routing, record_routing
 from condconv.tasks.base import Batch, Task
 from condconv.training.activation_checkpointing import checkpoint_activations
 from condconv.training.annealing import annealing
+from condconv.training.balance import Balance
 from condconv.training.ema import EMA
 from condconv.training.nan_check import NaNCheck, router_of
 from condconv.training.optimization import learning_rate_factor, make_optimizer, peak_learning_rate
@@ -72,6 +76,11 @@ class TrainingModule(pl.LightningModule):
         self.meter = task.meter(source)
         layers = experts_by_layer(network)
         self.routing = RoutingStatistics(layers, len(task.groups(source))) if layers else None
+        self.balance = Balance() if config.balance and layers else None
+        mixes = any(layer.slices.length(MIXING) > 1 for _, layer in conditional_layers(network))
+        if self.balance is not None and not mixes:
+            rule = "is for layers that mix several experts, and there is none"
+            raise argument_error("train", "balance", config.balance, rule, "leave it out")
         # Compiled code runs no hooks.
         self.nan_check = NaNCheck() if layers and not config.compile else None
         self._restored: dict[str, Any] | None = None
@@ -122,6 +131,8 @@ class TrainingModule(pl.LightningModule):
         output = self._watched(batch, batch_idx)
         loss = self.task.loss(output, batch)
         self.train_loss.update(loss.detach().expand(len(batch[0])))
+        if self.balance is not None and self.training:
+            loss = loss + self.config.balance * self.balance.loss()
         with torch.no_grad():
             for name, values in self.task.measured(output, batch).items():
                 self.training_metrics[name].update(values)
@@ -135,7 +146,10 @@ class TrainingModule(pl.LightningModule):
     def _watched(self, batch: Batch, batch_idx: int) -> Any:
         if self.nan_check is None:
             return self.task.run(self._run, batch)
-        with override_routing(self.network, self.nan_check):
+        with contextlib.ExitStack() as watching:
+            watching.enter_context(override_routing(self.network, self.nan_check))
+            if self.balance is not None and self.training:
+                watching.enter_context(override_routing(self.network, self.balance, MIXING))
             output = self.task.run(self._run, batch)
         self.nan_check.step_done(batch_idx)
         return output

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import condconv
 from condconv.analysis import collect, routing_groups
-from condconv.analysis.collect import SAMPLE_IMAGES
+from condconv.analysis.collect import SAMPLE_IMAGES, Collector
 from condconv.errors import ArgumentError, DataError
 from tests.analysis.networks import batches, small_network
 
@@ -123,3 +123,18 @@ def test_progress_is_told() -> None:
     done: list[int] = []
     collect(small_network(), batches(12), 3, progress=done.append)
     assert done == [5, 10, 12]
+
+
+def test_decisions_that_are_too_long_are_left_out_and_named() -> None:
+    torch.manual_seed(0)
+    long = condconv.KernelWarehouseConv2d(8, 8, 3, budget="4", norm="layer")
+    longer = condconv.KernelWarehouseConv2d(8, 8, 9, padding=4, budget="4", norm="layer")
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), long, longer, *head).eval()
+    collector = Collector(net, 3)
+    for images, labels in batches(6):
+        collector.add(images, labels, torch.arange(len(labels)), torch.ones(len(labels), dtype=torch.bool))
+    assert [group.num_experts for group in collector.groups] == [long.num_coefficients] == [324]
+    assert collector.problems.too_long == ["2:cells"]
+    with pytest.raises(ArgumentError, match="26244 coefficients and more each, .* up to 2048"):
+        Collector(nn.Sequential(longer), 3)

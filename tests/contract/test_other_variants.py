@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
 
 import condconv
 from condconv.counting import count
@@ -20,7 +22,16 @@ from condconv.counting.trace import Recorder
 from condconv.errors import ConversionError
 from condconv.routing_hooks import interventions
 from condconv.variants import variants
-from tests.contract.cases import MIXTURES, OTHERS, compiled, example_input, example_layer, name_of, serving
+from tests.contract.cases import (
+    LAYERS,
+    MIXTURES,
+    OTHERS,
+    compiled,
+    example_input,
+    example_layer,
+    name_of,
+    serving,
+)
 
 EVERY = pytest.mark.parametrize("cls", OTHERS, ids=name_of)
 F64 = {"dtype": torch.float64}
@@ -192,6 +203,36 @@ def test_traced_it_computes_the_same(cls: Any) -> None:
     layer, x = small(cls), example_input(cls, 3)
     graph = torch.fx.symbolic_trace(nn.Sequential(layer))
     torch.testing.assert_close(graph(x), layer(x), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("cls", [*LAYERS, *OTHERS], ids=name_of)
+def test_a_trace_of_torch_jit_serves_other_batches(cls: Any) -> None:
+    layer = small(cls)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated, and it warns of each check of a shape.
+        traced = torch.jit.trace(layer, example_input(cls, 2), check_trace=False)
+    x = example_input(cls, 3)
+    torch.testing.assert_close(traced(x), layer(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("cls", [*LAYERS, *OTHERS], ids=name_of)
+def test_pruning_and_reparametrising_take_the_banks_parameters_by_their_names(cls: Any) -> None:
+    plain, x = small(cls), example_input(cls, 2)
+    with torch.no_grad():
+        for parameter in plain.bank.parameters():
+            parameter.add_(0.1)  # Biases of zero have no norm, and cannot be pruned.
+    expected = plain(x)
+    for name, parameter in plain.bank.named_parameters():
+        owner, _, leaf = name.rpartition(".")
+        layer = copy.deepcopy(plain)
+        prune.l1_unstructured(layer.bank.get_submodule(owner), leaf, amount=parameter.numel() - 1)
+        assert not torch.equal(layer(x), expected)
+        layer = copy.deepcopy(plain)
+        parametrizations.weight_norm(layer.bank.get_submodule(owner), leaf)
+        torch.testing.assert_close(layer(x), expected, atol=1e-5, rtol=1e-5)
+        held = dict(layer.bank.get_submodule(owner).named_parameters(recurse=True))
+        layer(x).square().mean().backward()
+        assert all(held[f"parametrizations.{leaf}.original{i}"].grad is not None for i in (0, 1))
 
 
 @EVERY

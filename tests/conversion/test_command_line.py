@@ -36,6 +36,19 @@ def test_convert_prints_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert "3 experts" in out and "classifier stays static" in out and "converted" in out
 
 
+def test_convert_takes_what_is_special_to_a_paper(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["convert", "cifar_resnet8", "--targets", "layer", "--variant"]
+    params = []
+    for options in (["kernel_warehouse"], ["kernel_warehouse", "--options", "budget=4", "reduction=8", "norm=none"]):
+        assert main([*words, *options]) == 0
+        total = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("whole model"))
+        params.append(int(total.partition("layers")[2].split()[1].replace(",", "")))
+    assert params[1] > 2 * params[0]
+
+
+ODCONV = ["convert", "cifar_resnet8", "--variant", "odconv", "--options"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -48,6 +61,10 @@ def test_convert_prints_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
         (["convert", "test_resnet", "--variant", "condcov"], "did you mean 'condconv'"),
         (["convert", "test_resnet", "--share", "blocks"], "no way to share"),
         (["convert", "test_resnet", "--num-experts", "0"], "must be at least 1"),
+        ([*ODCONV, "norm"], "options='norm' is not of the form NAME=VALUE"),
+        ([*ODCONV, "reduction=many"], "reduction='many' is no whole number"),
+        ([*ODCONV, "norms=layer"], "did you mean 'norm'"),
+        ([*ODCONV, "norm=group"], "norm='group' must be one of"),
         (["convert"], "model"),
     ],
 )

@@ -174,9 +174,11 @@ def test_stages_of_a_flat_sequence_need_the_input_size() -> None:
             return self.blocks(x)
 
     found = survey(Flat(), variants["condconv"], (4, 8, 8))
-    assert stages_of(found) == [["blocks.0", "blocks.1"], ["blocks.2", "blocks.3"]]
+    assert stages_of(found, "targets") == [["blocks.0", "blocks.1"], ["blocks.2", "blocks.3"]]
     with pytest.raises(ConversionError, match="pass input_size"):
         condconv.plan(Flat(), targets="last 1 stage")
+    with pytest.raises(ConversionError, match="plan: warehouses='stage': .* pass input_size"):
+        condconv.plan(Flat(), "kernel_warehouse")
 
 
 def blocks_of(net: nn.Module) -> dict[str, tuple[str, ...]]:

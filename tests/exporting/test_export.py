@@ -16,8 +16,9 @@ from condconv.errors import ArgumentError, ConversionError
 from condconv.exporting import About, ExportedNetwork, formats, to_onnx
 from condconv.exporting.rewriting import PlainLayer, plain_form, static_form
 from condconv.models.specs import SPECS
+from condconv.routers import annealed_gates
 from condconv.variants import variants
-from tests.contract.cases import LAYERS, example_input, example_layer, name_of
+from tests.contract.cases import LAYERS, MIXTURES, OTHERS, example_input, example_layer, name_of
 from tests.exporting.networks import SIZE, images, network, settled
 
 for package in ("onnx", "onnxscript", "onnxruntime"):
@@ -98,6 +99,26 @@ def test_every_layer(cls: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "cls",
+    [
+        cls if cls is condconv.ODConv2d else pytest.param(cls, marks=pytest.mark.slow)
+        for cls in OTHERS
+        if cls.static_type in (nn.Conv2d, nn.Linear)
+    ],
+    ids=name_of,
+)
+def test_layers_that_are_more_than_mixtures(cls: Any, tmp_path: Path) -> None:
+    for channels in (8, 40):  # Factors are cheaper on the maps of the one, on the kernels of the other.
+        torch.manual_seed(0)
+        layer, x = example_layer(cls, channels).eval(), example_input(cls, 2, channels)
+        for gate in annealed_gates(layer):
+            gate.anneal(gate.end)
+        done = condconv.export(layer, tmp_path / "layer.onnx", example=x, twin=channels == 8)
+        assert done.batches == (1, 2, 5) and done.error < 1e-4
+        torch.testing.assert_close(ExportedNetwork(done.path)(x), layer(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
     "how",
     [
         {"stride": 2, "padding": 2, "dilation": 2, "groups": 4, "bias": False},
@@ -143,7 +164,7 @@ def check_nodes(name: str, most: float) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in SPECS if "ssd" not in name])
+@pytest.mark.parametrize("name", [name for name in SPECS if SPECS[name].variant in MIXTURES and "ssd" not in name])
 def test_the_graphs_of_the_zoo(name: str) -> None:
     # A router for each layer is five nodes more than one for each block of three.
     check_nodes(name, 2.5 if SPECS[name].variant == "condconv" else 4.6)
@@ -157,7 +178,8 @@ def test_the_zoo(name: str, format: str, tmp_path: Path) -> None:
     have(format)
     torch.manual_seed(0)
     size = (3, 300, 300) if "ssd" in name else (3, 64, 64)
-    model = settled(condconv.create_model(name, num_classes=10, num_experts=2), images(8, size))
+    experts = 2 if SPECS[name].num_experts > 1 else None
+    model = settled(condconv.create_model(name, num_classes=10, num_experts=experts), images(8, size))
     done = condconv.export(model, file(tmp_path, format), example=images(5, size))
     assert done.error < 1e-4
     if "ssd" not in name:
@@ -219,7 +241,7 @@ def test_a_file_that_computes_something_else_is_not_kept(tmp_path: Path, monkeyp
     def spoilt(model: nn.Module) -> nn.Module:
         plain = plain_form(model)
         layer = next(module for module in plain.modules() if isinstance(module, PlainLayer))
-        layer.experts[0] *= 1.1
+        layer.bank.rows[0] *= 1.1
         return plain
 
     monkeypatch.setattr("condconv.exporting.verb.plain_form", spoilt)

@@ -30,6 +30,7 @@ ISSUE_NAMES = {
     *(f"odconv_{name}" for name in ("resnet18", "resnet50", "mobilenetv2_050", "mobilenetv2_075", "mobilenetv2_100")),
     *(f"dcd_{name}" for name in ("resnet18", "resnet50")),
     *(f"dcd_mobilenetv2_{w}" for w in ("035", "050", "075", "100")),
+    *(f"kernel_warehouse_{name}" for name in ("resnet18", "resnet50", "mobilenetv2_050", "mobilenetv2_100")),
 }
 
 
@@ -39,7 +40,7 @@ def conditional(model: nn.Module) -> dict[str, ConditionalLayer]:
 
 def test_names() -> None:
     assert set(SPECS) == ISSUE_NAMES
-    patterns = ("condconv*", "dynamic*", "odconv*", "dcd*")
+    patterns = ("condconv*", "dynamic*", "odconv*", "dcd*", "kernel*")
     assert {name for pattern in patterns for name in list_models(pattern)} == ISSUE_NAMES
 
 
@@ -50,7 +51,8 @@ def test_every_row_builds_and_converts_what_it_says(name: str) -> None:
     layers = conditional(model)
     spec = SPECS[name]
     assert {layer.num_experts for layer in layers.values()} == {spec.num_experts}
-    assert not any(".se." in layer or "conv_stem" in layer or layer == "conv1" for layer in layers)
+    stems = ("conv1",) if spec.variant == "kernel_warehouse" else ("conv1", "conv_stem")
+    assert not any(".se." in layer or layer in stems for layer in layers)
     own = {layer for layer in layers if layers[layer].scope is None}
     if spec.variant != "condconv":
         assert own == set(layers)

@@ -59,6 +59,15 @@ def test_dropping_keeps_one_expert_and_the_scale(p: float) -> None:
     assert abs(float(kept.double().mean()) - expected) < 4 * math.sqrt(0.25 / 16000)
 
 
+def test_the_only_coefficient_of_top_1_learns_straight_through() -> None:
+    logits = torch.tensor([[0.5, 2.0, -1.0]], requires_grad=True)
+    alpha = TopKGate(SoftmaxGate(1.0), 1)(logits)
+    assert torch.equal(alpha, torch.tensor([[0.0, 1.0, 0.0]]))
+    alpha[0, 1].backward()
+    torch.testing.assert_close(logits.grad, torch.eye(3)[1:2] - logits.detach().softmax(dim=1))
+    assert torch.equal(TopKGate(SoftmaxGate(1.0), 1).eval()(logits), alpha)
+
+
 def test_dropping_after_top_k_keeps_a_live_expert() -> None:
     alpha = TopKGate(SoftmaxGate(1.0), 2).eval()(torch.randn(500, 8))
     dropped = drop_experts(alpha, 0.9, renormalise=True)

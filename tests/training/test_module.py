@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from condconv import DynamicConv2d
+from condconv import ArgumentError, DynamicConv2d, record_routing
 from condconv.data import Source, TensorImages
 from condconv.runs.config import TrainConfig
 from condconv.tasks import task_of
@@ -39,6 +39,26 @@ def test_the_loss_of_a_blend_is_the_blend_of_the_losses() -> None:
         found = made.training_step((*plain, partners, weights), 0)
         torch.testing.assert_close(found, (weight * first + (1 - weight) * second).mean())
     torch.testing.assert_close(made.training_step(plain, 0), first.mean())
+
+
+def test_the_balance_loss_is_added_and_reaches_the_router() -> None:
+    plain, balanced, x = module(), module(balance=0.5), batch()
+    with torch.no_grad():
+        for made in (plain, balanced):
+            made.network[2].router.gate.anneal(1.0)
+            made.network[2].router.body[-1].bias.copy_(torch.tensor([1.0, 0.0, 0.0, -1.0]))
+    with record_routing(plain.network) as routing:
+        without = plain.training_step(x, 0)
+    mass = routing["2"].sum(dim=0)
+    with_it = balanced.training_step(x, 0)
+    torch.testing.assert_close(with_it - without, 0.5 * mass.var(correction=0) / mass.mean() ** 2)
+    assert balanced.train_loss.compute() == plain.train_loss.compute()
+    (with_it - without).backward()
+    bias = balanced.network[2].router.body[-1].bias.grad
+    assert bias[0] > 0 > bias[3], "the most used expert goes down, the least used one up"
+    assert balanced.eval().training_step(x, 0) == plain.eval().training_step(x, 0)
+    with pytest.raises(ArgumentError, match="balance=0.5 does not go with --compile"):
+        module(balance=0.5, compile=True)
 
 
 def test_the_averaged_network_is_what_is_validated_and_kept() -> None:

@@ -15,7 +15,7 @@ from condconv.errors import StrategyError
 from condconv.execution.closed_forms import batch_of
 from condconv.execution.native import library  # noqa: F401 (it tells torch what the operators are)
 from condconv.geometry import ConvGeometry
-from condconv.lowered import Kernels, Lowered, Packed, Scaled, Static, tensors
+from condconv.lowered import Lowered, Mixture, Packed, Scaled, tensors
 from condconv.operators import load_error
 
 _FLOATS = (torch.float32, torch.bfloat16)
@@ -54,7 +54,7 @@ class Native:
 
     def supports(self, lowered: Lowered, geometry: ConvGeometry) -> str | None:
         """Return why this strategy cannot serve, or None."""
-        if isinstance(lowered, (Kernels, Static, Scaled)):
+        if not isinstance(lowered, Mixture | Packed):
             return "the kernels are mixed already; it needs experts"
         if geometry.rank > 2 or geometry.transposed:
             return "it needs a convolution of one or two dimensions that is not transposed"
@@ -80,7 +80,7 @@ class Native:
             raise StrategyError(f"strategy='native': {said.splitlines()[0]}; pass strategy='grouped'") from error
 
     def _convolve(self, x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> Tensor:
-        assert not isinstance(lowered, (Kernels, Static, Scaled))
+        assert isinstance(lowered, Mixture | Packed)
         plain = only_runs()
         if not plain and torch.is_autocast_enabled("cpu"):
             x = x.to(torch.get_autocast_dtype("cpu"))  # The experts stay as they are: they are mixed in f32.
