@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
-from collections.abc import Callable, Sequence
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 from torch import Tensor, nn
 
@@ -52,17 +56,37 @@ class Writer(Protocol):
         """Open a file in its runtime, on as many threads as torch has; whatever the runtime raises comes as it is."""
 
 
+class Quantiser(Protocol):
+    """What the modules of formats with int8 have too."""
+
+    QUANTISED_BY: str
+    """The package, by the name of its module."""
+
+    def quantise(self, path: Path, images: Tensor) -> None:
+        """Turn a file of `Writer.write` into int8, weights and activations, by the runtime's own tool.
+
+        Args:
+            path: the file, which is replaced.
+            images: (N, C, *space), whose activations say how large they become.
+        """
+
+
+Int8 = Literal["batch 1", "any batch"]
+
+
 class Kind(NamedTuple):
     """What is known of a format before its module is imported."""
 
     suffix: str
     one_image: bool
     """Whether a call takes one image, and never more."""
+    int8: Int8 | None = None
+    """For which batches it can be quantised."""
 
 
 FORMATS = {
-    "onnx": Kind(".onnx", False),
-    "openvino": Kind(".xml", False),
+    "onnx": Kind(".onnx", False, "any batch"),
+    "openvino": Kind(".xml", False, "batch 1"),
     "executorch": Kind(".pte", True),
     "pt2": Kind(".pt2", False),
 }
@@ -103,6 +127,26 @@ def require_packages(where: str, format: str) -> None:
         raise argument_error(where, "format", format, rule, "install it with: pip install 'condconv[export]'")
 
 
+def check_int8(where: str, format: str, batch: int | None) -> None:
+    """Raise `ArgumentError` where a format has no int8, not for that batch, or its tool is not installed."""
+    allowed = FORMATS[format].int8
+    if allowed is None:
+        known = " or ".join(name for name, kind in FORMATS.items() if kind.int8)
+        raise argument_error(where, "int8", format, "is a format without int8 here", f"use {known}")
+    if allowed == "batch 1" and batch != 1:
+        rule = f"cannot be had in int8 by {format}, whose tool leaves loops as they are"
+        raise argument_error(where, "batch", batch or "dynamic", rule, "pass batch=1")
+    package = quantiser(format).QUANTISED_BY
+    if importlib.util.find_spec(package) is None:
+        rule = f"needs the package {package}, which is not installed"
+        raise argument_error(where, "int8", format, rule, "install it with: pip install 'condconv[export]'")
+
+
+def quantiser(format: str) -> Quantiser:
+    """The module of a format that has int8."""
+    return cast(Quantiser, importlib.import_module(f"condconv.exporting.to_{format}"))
+
+
 def writer(format: str) -> Writer:
     """The module of a format."""
     return cast(Writer, importlib.import_module(f"condconv.exporting.to_{format}"))
@@ -132,6 +176,19 @@ def open_exported(path: Path) -> Opened:
             f"{path}: is no file that {format} can open, or a part of one ({type(error).__name__}: {reason}); copy or "
             "export it again"
         ) from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what tools print and log to themselves; their errors are raised."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def tensors(value: Any) -> list[Tensor]:

@@ -18,7 +18,16 @@ from condconv import arguments
 from condconv.conversion.apply import conditional_layers, refuse_tiles
 from condconv.errors import ArgumentError, CondConvError, ConversionError, argument_error
 from condconv.exporting.about import About, describe
-from condconv.exporting.formats import FORMATS, TOLERANCE, Run, check_format, tensors, writer
+from condconv.exporting.formats import (
+    FORMATS,
+    TOLERANCE,
+    Run,
+    check_format,
+    check_int8,
+    quantiser,
+    tensors,
+    writer,
+)
 from condconv.exporting.rewriting import plain_form, static_form
 from condconv.files import whole_files
 from condconv.timing import measure
@@ -37,6 +46,16 @@ class Beside(NamedTuple):
     ratio: float
 
 
+class Quantised(NamedTuple):
+    """The file before it became int8, and how the two differ over the calibration images."""
+
+    bytes: int
+    error: float
+    """The largest difference of an output from the network's, over the output's largest value."""
+    same_answer: float | None
+    """Share of the images whose largest output is the same one; None where the output is no classification."""
+
+
 @dataclass(frozen=True)
 class Exported:
     """What `export` wrote, how far it is from the network, and how it compares with its static twin."""
@@ -51,6 +70,8 @@ class Exported:
     bytes: int
     beside: Beside | None
     """None where the network is static, or the twin was not asked for."""
+    int8: Quantised | None = None
+    """None for a file in f32; `error` is then that of the file in f32."""
 
     def __str__(self) -> str:
         batch = "any batch" if self.about.batch is None else f"batch {self.about.batch}"
@@ -60,6 +81,13 @@ class Exported:
             f"differs from the network by at most {self.error:.1e} of the largest output; compared at batch "
             f"{', '.join(map(str, self.batches))}",
         ]
+        if self.int8 is not None:
+            share = self.int8.same_answer
+            same = "" if share is None else f"; {100 * share:.1f} % have the same answer"
+            lines.append(
+                f"then int8: {self.int8.bytes / 1e6:.2f} MB before; differs from the network by at most "
+                f"{self.int8.error:.1e} of the largest output over the calibration images{same}"
+            )
         if self.beside is not None:
             own, twin, call = self.beside, "static twin", f"ms, batch {self.about.batch or 1}"
             lines += [
@@ -80,6 +108,7 @@ def export(
     example: Tensor | None = None,
     about: About | None = None,
     twin: bool = False,
+    int8: Tensor | None = None,
 ) -> Exported:
     """Write a network as the file of a runtime; run the file, and keep it only if it computes what the network does.
 
@@ -93,7 +122,10 @@ def export(
         batch: images of a call: a number, or "dynamic" for any.
         example: images (B, C, *space) to compare with; random ones of the network's own size where None.
         about: what the file says about preparing images and about classes; None for what the network knows.
-        twin: also export the static twin, and measure the time of both.
+        twin: also export the static twin, in f32, and measure the time of both.
+        int8: images (N, C, *space) by which the file is then quantised, weights and activations, by the runtime's own
+            tool (onnx, openvino): some hundred, prepared as the network takes them. What that changes is said, not
+            judged.
 
     Raises:
         ArgumentError: an argument has none of its values, the format's runtime is not installed, or the file cannot be
@@ -107,6 +139,9 @@ def export(
     refuse_tiles(model, where)
     format = check_format(where, format, path)
     fixed = _fixed_batch(format, batch)
+    if int8 is not None:
+        check_int8(where, format, fixed)
+        int8 = _calibration(int8)
     network = copy.deepcopy(model).cpu().float().eval()
     images = _images(network, example)
     reference = _eager(network, images)
@@ -121,7 +156,10 @@ def export(
             file = folder / path.name
             run = _written(format, plain, images[:1], fixed, names, described.to_json(), file)
             error = max(_difference(run, reference.run, _repeated(images, number), format) for number in batches)
-            own_bytes, beside = _bytes(file), None
+            own_bytes, beside, quantised = _bytes(file), None, None
+            if int8 is not None:
+                run, quantised = _quantised(format, file, int8, reference.run)
+                own_bytes = _bytes(file)
             if twin and any(True for _ in conditional_layers(network)):
                 some = _repeated(images, fixed or 1)
                 with tempfile.TemporaryDirectory() as other:
@@ -131,7 +169,7 @@ def export(
         raise ArgumentError(
             f"export: {path}: cannot be written ({problem.strerror or problem}); make room or pass another name"
         ) from problem
-    return Exported(path, format, described, error, batches, own_bytes, beside)
+    return Exported(path, format, described, error, batches, own_bytes, beside, quantised)
 
 
 class _Reference(NamedTuple):
@@ -217,6 +255,43 @@ def _written(
         ) from error
 
 
+def _calibration(images: Tensor) -> Tensor:
+    """Images to quantise by, f32 on the CPU."""
+    images = arguments.a_tensor("export", "int8", images).detach().cpu().float()
+    if images.dim() < 2 or len(images) == 0:
+        rule = "must be images (N, C, *space), one at least"
+        raise argument_error("export", "int8", tuple(images.shape), rule, "pass some hundred of the training set")
+    return images
+
+
+def _quantised(format: str, file: Path, images: Tensor, reference: Run) -> tuple[Run, Quantised]:
+    """Quantise a file and open it again; how it differs from the network over the images."""
+    before = _bytes(file)
+    try:
+        quantiser(format).quantise(file, images)
+        run = writer(format).open(file).run
+        pairs = [(reference(image), run(image)) for image in images.split(1)]
+    except (CondConvError, OSError):
+        raise
+    except Exception as problem:  # Each tool has errors of its own.
+        reason = " ".join(str(problem).split())[:500]
+        raise ConversionError(
+            f"export: {format} cannot be quantised ({type(problem).__name__}: {reason}); leave int8 out"
+        ) from problem
+    outputs = [torch.cat(parts) for parts in zip(*(expected for expected, _ in pairs), strict=True)]
+    others = [torch.cat(parts) for parts in zip(*(got for _, got in pairs), strict=True)]
+    error = max(_relative(a, b) for a, b in zip(outputs, others, strict=True))
+    if error != error:
+        raise ConversionError(f"export: {format} gives outputs that are NaN in int8; leave int8 out")
+    scores = len(outputs) == 1 and outputs[0].dim() == 2
+    same = float((outputs[0].argmax(1) == others[0].argmax(1)).float().mean()) if scores else None
+    return run, Quantised(before, error, same)
+
+
+def _relative(expected: Tensor, got: Tensor) -> float:
+    return float((expected - got).abs().max() / expected.abs().max().clamp_min(1e-30))
+
+
 def _difference(run: Run, reference: Run, images: Tensor, format: str) -> float:
     """How far the file's outputs are from the network's, over the largest output; it must be within `TOLERANCE`."""
     expected, got = reference(images), run(images)
@@ -226,8 +301,7 @@ def _difference(run: Run, reference: Run, images: Tensor, format: str) -> float:
             f"export: {format} gives outputs of shapes {shapes[1]} for {len(images)} images, the network {shapes[0]}; "
             "nothing was written"
         )
-    errors = [float((a - b).abs().max() / a.abs().max().clamp_min(1e-30)) for a, b in zip(expected, got, strict=True)]
-    error = max(errors)
+    error = max(_relative(a, b) for a, b in zip(expected, got, strict=True))
     if not error <= TOLERANCE:  # NaN is not.
         raise ConversionError(
             f"export: {format} differs from the network by {error:.1e} of the largest output for {len(images)} images, "

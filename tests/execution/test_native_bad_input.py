@@ -63,6 +63,17 @@ def test_layouts_of_images_and_coefficients(kind: str, layout: str) -> None:
         assert torch.equal(y, again[0]) and [g.shape for g in gradients] == [g.shape for g in again[1:]]
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+def test_an_image_beyond_what_the_operator_counts_in(packed: bool) -> None:
+    layer = condconv.CondConv2d(1, 2, 3, num_experts=2, strategy="native").eval().requires_grad_(False)
+    if packed:
+        layer = condconv.optimize_for_inference(layer)
+        layer.strategy = "native"
+    huge = torch.zeros(1, 1, 1, 1).expand(1, 1, 2**15, 2**14)
+    with pytest.raises(condconv.StrategyError, match=r"native': .* 3 x 3 times 32766 x 16382, must be below 2\^31"):
+        layer(huge, torch.ones(1, 2))
+
+
 @KINDS
 @STORAGE
 def test_a_batch_of_none(kind: str, storage: str) -> None:

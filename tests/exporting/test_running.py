@@ -69,6 +69,25 @@ def test_the_table_in_other_formats(
     check_table(pets, tmp_path, suffix)
 
 
+@pytest.mark.slow
+def test_int8_says_what_it_costs(
+    pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("condconv.exporting.verb._BURST_S", 0.0)
+    words = ["export", str(pets / "run-1"), "--out", str(tmp_path / "net.onnx")]
+    assert main([*words, "--int8", str(pets / "pets")]) == 0
+    said = capsys.readouterr().out
+    assert "then int8" in said and "f32: top-1" in said and "int8: top-1" in said
+    (tmp_path / "empty").mkdir()
+    for changed, message in (
+        (["--int8", str(tmp_path / "empty")], "empty"),
+        (["--int8", "digits", "--out", str(tmp_path / "net.pt2")], "is a format without int8 here"),
+        (["--int8", "digits", "--out", str(tmp_path / "net.xml")], "pass batch=1"),
+    ):
+        assert main([*words, *changed]) == 2
+        assert message in capsys.readouterr().err
+
+
 def exported(path: Path) -> Path:
     net = nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     return condconv.export(net, path, batch=1, example=images(1)).path

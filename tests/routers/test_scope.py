@@ -21,6 +21,10 @@ from condconv.routers.scope import _loans
 from tests.contract.cases import MIXTURES, Block, layer_of, shared_router
 
 VARIANTS = pytest.mark.parametrize("variant", MIXTURES)
+COMPILED = pytest.mark.parametrize(
+    "variant", [MIXTURES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in MIXTURES[1:])]
+)
+"""What compilers take long for: they see the routers of all variants in the same way."""
 INSIDE = functools.partial(checkpoint, use_reentrant=False)
 
 
@@ -126,7 +130,7 @@ def test_deepcopy_and_pickle_are_independent_networks(variant: str) -> None:
         assert torch.equal(net(x), y)
 
 
-@VARIANTS
+@COMPILED
 @pytest.mark.parametrize("inside", [None, INSIDE], ids=["plain", "checkpoint"])
 def test_torch_compile_fullgraph_gives_the_same_gradients(variant: str, inside: Any) -> None:
     torch._dynamo.reset()
@@ -136,7 +140,7 @@ def test_torch_compile_fullgraph_gives_the_same_gradients(variant: str, inside: 
     assert net[1].routed_scope._traced is None
 
 
-@VARIANTS
+@COMPILED
 def test_torch_export_and_onnx_with_dynamic_batch(variant: str) -> None:
     ort = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

@@ -99,7 +99,9 @@ WRONG = {
 
 
 @pytest.mark.parametrize("expected", WRONG)
-def test_a_wrong_annotation_is_named_or_left_out(expected: str, tmp_path: Path) -> None:
+def test_a_wrong_annotation_is_named_or_left_out(
+    expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = write_joints(tmp_path / "triangles", count=2)
     path = folder / "annotations" / "toy_keypoints_val.json"
     content = json.loads(path.read_text())
@@ -109,6 +111,9 @@ def test_a_wrong_annotation_is_named_or_left_out(expected: str, tmp_path: Path) 
         open_keypoints(str(folder))
     source = open_keypoints(str(folder), skip_bad=True)
     assert len(source.val) == 3 and len(source.skipped) == 1
+    assert main(["data", "check", str(folder)]) == 2
+    printed = capsys.readouterr().out
+    assert expected in printed and "val: 3 instances in 2 images; 7 labelled joints of 3 names; 1 problems" in printed
     content["categories"] = content["categories"][:1]
     path.write_text(json.dumps(content))
     with pytest.raises(DataError, match="0 categories have names of joints"):

@@ -19,6 +19,8 @@ from condconv.lowered import Lowered, Mixture, Packed, Scaled, tensors
 from condconv.operators import load_error
 
 _FLOATS = (torch.float32, torch.bfloat16)
+_LIMIT = "must be below 2^31"
+"""What csrc/problem.cpp says of sizes that it does not count in."""
 
 
 def needs_gradient(x: Tensor, lowered: Lowered) -> bool:
@@ -64,7 +66,20 @@ class Native:
         return func_transforms.REFUSAL if func_transforms.transformed() else load_error()
 
     def __call__(self, x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> Tensor:
-        """Return y (B, O, *space) in the memory format of x (B, I, *space), with the bias."""
+        """Return y (B, O, *space) in the memory format of x (B, I, *space), with the bias.
+
+        Raises:
+            StrategyError: sizes beyond what the operator counts in, or packed experts that are to have a gradient.
+        """
+        try:
+            return self._convolve(x, lowered, geometry)
+        except RuntimeError as error:
+            _, ours, said = str(error).partition("condconv: ")
+            if not ours or _LIMIT not in said:
+                raise
+            raise StrategyError(f"strategy='native': {said.splitlines()[0]}; pass strategy='grouped'") from error
+
+    def _convolve(self, x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> Tensor:
         assert isinstance(lowered, Mixture | Packed)
         plain = only_runs()
         if not plain and torch.is_autocast_enabled("cpu"):
