@@ -46,7 +46,7 @@ __version__ = "0.1.0"
 
 _LAZY = {
     name: "condconv.models"
-    for name in ("create_model", "list_models", "save_pretrained", "static_twin")
+    for name in ("create_model", "list_models", "push_to_hub", "save_pretrained", "static_twin")
 } | {
     "compress": "condconv.compression",
     "export": "condconv.exporting",
@@ -88,6 +88,7 @@ __all__ = [
     "optimize_for_inference",
     "override_routing",
     "plan",
+    "push_to_hub",
     "record_routing",
     "reuse_kernels",
     "revert",

@@ -28,6 +28,7 @@ from condconv.execution.planner import use_strategy as use_strategy
 from condconv.exporting.verb import export as export
 from condconv.inference.form import optimize_for_inference as optimize_for_inference
 from condconv.layers.base import last_strategy as last_strategy
+from condconv.models.publishing import push_to_hub as push_to_hub
 from condconv.models.saving import save_pretrained as save_pretrained
 from condconv.models.zoo import create_model as create_model
 from condconv.models.zoo import list_models as list_models

@@ -28,7 +28,7 @@ LIMITS = {
     "max_index_bytes": Limit(2**28, "the list of a set's shards (shards.json), bytes"),
     "max_shards": Limit(1_000_000, "shards of a set"),
     "max_classes": Limit(1_000_000, "classes of a set"),
-    "max_annotation_bytes": Limit(2**30, "a file of annotations (COCO's JSON), bytes"),
+    "max_annotation_bytes": Limit(2**30, "a file of annotations (COCO's JSON, a table of labels), bytes"),
     "max_objects": Limit(10_000, "objects in one image"),
     "max_shard_bytes": Limit(2**37, "a remote shard, bytes; one whose size is stated may have that size"),
     "fetch_timeout_s": Limit(60, "silence of a server, seconds"),

@@ -26,7 +26,8 @@ def from_pretrained(name: str | Path, *, network: str | None = None, model: nn.M
     Args:
         name: a run folder of ``condconv train``, a folder of `condconv.save_pretrained`, a repository ``owner/name`` on
             the Hugging Face hub, or the name of a network with published weights; the last two are downloaded.
-        network: of a run: "conditional", "static" or "widened"; None for the first of them that it has.
+        network: of a run: "conditional", "static" or "widened", or one of them with "-best" for its best epoch; None
+            for the first that the run has.
         model: of a folder whose network was not made by `condconv.create_model`: that network as it was before its
             conversion. It is converted in place.
 

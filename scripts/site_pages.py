@@ -1,11 +1,14 @@
-"""What the site has beside docs/: the API reference, the project's own pages, and the files that pages link to.
+"""What the site has beside docs/: the API reference, the project's own pages, the tutorials as notebooks, and the files
+that pages link to.
 
 A hook of mkdocs (mkdocs.yml names it). A page of the reference lists a package's public names, so that it is complete.
+A notebook is made of its page, so that there is one source.
 """
 
 from __future__ import annotations
 
 import ast
+import json
 import posixpath
 import re
 from collections.abc import Iterator
@@ -24,6 +27,9 @@ PROJECT = {
 }
 PAGE_OF = {source: page for page, source in PROJECT.items()}
 LINK = re.compile(r"\]\(([^)#:\s]+)")
+TUTORIALS = "tutorials/"
+_RUN = re.compile(r"^```(python|bash)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_RELATIVE = re.compile(r"\[([^]]+)\]\((?!https:)[^)]+\)")
 
 
 def public_packages() -> dict[str, list[str]]:
@@ -43,6 +49,25 @@ def reference_page(package: str, names: list[str]) -> str:
     options = "{show_root_heading: false, show_root_toc_entry: false, members: false}"
     head = [f"# {package}", f"::: {package}\n    options: {options}"]
     return "\n\n".join([*head, *(f"::: {package}.{name}" for name in sorted(names))]) + "\n"
+
+
+def notebook(markdown: str) -> str:
+    """Return a page as a Jupyter notebook (JSON): Python and shell blocks are cells, links within the site are text."""
+    texts = _RUN.split(markdown)  # text, language, block, text, language, block, …, text
+    cells = []
+    for text, language, block in zip(texts[::3], [*texts[1::3], ""], [*texts[2::3], ""], strict=True):
+        cells.append({"cell_type": "markdown", "source": _RELATIVE.sub(r"\1", text).strip()})
+        source = block.strip() if language != "bash" else "\n".join(f"!{line}" for line in block.strip().splitlines())
+        cells.append({"cell_type": "code", "source": source, "execution_count": None, "outputs": []})
+    kept = [{**cell, "id": f"cell-{place}", "metadata": {}} for place, cell in enumerate(cells) if cell["source"]]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    content = {"cells": kept, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
+    return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+
+
+def notebook_of(page: str) -> str | None:
+    """Return where in the site the notebook of a page is, or None for a page that has none."""
+    return page.removesuffix(".md") + ".ipynb" if page.startswith(TUTORIALS) else None
 
 
 def place(page: str, target: str) -> str | None:
@@ -73,6 +98,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(File.generated(config, f"reference/{package}.md", content=reference_page(package, names)))
     for page, source in PROJECT.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
+    for page in list(files.documentation_pages()):
+        if (made := notebook_of(page.src_uri)) is not None:
+            files.append(File.generated(config, made, content=notebook(page.content_string)))
     for path in sorted(set(linked(files))):
         if files.get_file_from_path(path) is None:
             files.append(File.generated(config, path, abs_src_path=str(ROOT / path)))
@@ -80,8 +108,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Lead each link to where its file is in the site."""
+    """Lead each link to where its file is in the site, and a tutorial to its notebook."""
     here = page.file.src_uri
+    if (made := notebook_of(here)) is not None:
+        markdown = f"{markdown.rstrip()}\n\nThis page is also [a notebook]({posixpath.basename(made)}).\n"
 
     def moved(link: re.Match[str]) -> str:
         found = place(here, link[1])

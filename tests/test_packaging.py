@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import sysconfig
 import tarfile
 import venv
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ else:
     tomllib = pytest.importorskip("tomllib", reason="Python 3.10 reads no TOML by itself")
 
 ROOT = Path(__file__).parent.parent
+Run = Callable[..., str]
 SOURCES = (
     "condconv", "csrc", "CHANGELOG.md", "CITATION.cff", "LICENSE", "MANIFEST.in", "README.md", "pyproject.toml",
     "setup.py",
@@ -81,42 +84,71 @@ def test_the_version_is_written_in_one_place() -> None:
         assert condconv.__version__ not in (ROOT / name).read_text(encoding="utf-8"), name
 
 
-@pytest.mark.slow
-def test_sdist_and_wheel_serve_away_from_the_checkout(tmp_path: Path) -> None:
-    (tmp_path / "clone").mkdir()
-    for name in SOURCES:
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, tmp_path / "clone" / name)
-    for path in (tmp_path / "clone").rglob("*.so"):
-        path.unlink()
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Run a command away from the checkout, without its path, and return what it prints."""
+    outside = tmp_path_factory.mktemp("outside")
 
-    def run(*command: str | Path) -> str:
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    def run(*command: str | Path, **variables: str) -> str:
+        inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        done = subprocess.run(command, cwd=outside, env={**inherited, **variables}, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return done.stdout
 
-    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", "dist", "clone")
-    (sdist,), (wheel,) = (list((tmp_path / "dist").glob(kind)) for kind in ("*.tar.gz", "*.whl"))
-    with tarfile.open(sdist) as archive:
-        packed = {name.partition("/")[2] for name in archive.getnames()}
+    return run
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Path:
+    """The sdist of a clean clone, unpacked."""
+    clone, dist = tmp_path_factory.mktemp("clone"), tmp_path_factory.mktemp("sdist")
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+        else:
+            shutil.copy(ROOT / name, clone)
+    run(sys.executable, "-m", "build", "--no-isolation", "--sdist", "--outdir", dist, clone)
+    (packed,) = dist.iterdir()
+    with tarfile.open(packed) as archive:
+        archive.extractall(dist, filter="data")
+    return dist / packed.name.removesuffix(".tar.gz")
+
+
+@pytest.mark.slow
+def test_the_sdist_has_everything(unpacked: Path) -> None:
+    packed = {path.relative_to(unpacked).as_posix() for path in unpacked.rglob("*") if path.is_file()}
     assert {f"csrc/{path.name}" for path in (ROOT / "csrc").iterdir()} <= packed
     assert {"LICENSE", "README.md", "CHANGELOG.md", *data_files()} <= packed
+    assert not [name for name in packed if name.endswith(".so")]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("native", [False, True], ids=["pure", "native"])
+def test_a_wheel_of_the_sdist_serves_where_there_is_no_compiler(
+    native: bool, unpacked: Path, run: Run, tmp_path: Path
+) -> None:
+    if native and (shutil.which("c++") is None or platform.machine() != "x86_64"):
+        pytest.skip("the operator is built by a C++ compiler, for x86-64")
+    build = (sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", tmp_path, unpacked)
+    run(*build, CONDCONV_PURE="0" if native else "1")
+    (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as contents:
         installed = set(contents.namelist())
     assert data_files() <= installed
     assert not [name for name in installed if name.startswith(("tests/", "benchmarks/", "scripts/", "csrc/"))]
-    compiled = [name for name in installed if name.endswith(".so")]
-    assert bool(compiled) == (shutil.which("c++") is not None)
-    assert re.match(rf"condconv-{re.escape(condconv.__version__)}-py3-none-", wheel.name)
+    assert any(name.endswith(".so") for name in installed) == native
+    assert re.match(rf"condconv-{re.escape(condconv.__version__)}-py3-none-{'' if native else 'any'}", wheel.name)
 
     # The environment's torch, without its condconv: paths that a .pth file names read no .pth files of their own.
-    venv.create(tmp_path / "fresh", with_pip=True)
-    paths = {"base": str(tmp_path / "fresh"), "platbase": str(tmp_path / "fresh")}
+    fresh = tmp_path / "fresh"
+    venv.create(fresh, with_pip=True)
+    paths = {"base": str(fresh), "platbase": str(fresh)}
     site = Path(sysconfig.get_path("purelib", "venv", paths))
     (site / "others.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
     python = Path(sysconfig.get_path("scripts", "venv", paths)) / "python"
-    run(python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel)
-    shutil.copy(ROOT / "scripts" / "smoke_test.py", tmp_path)
-    said = run(python, "smoke_test.py", *(["--native"] if compiled else []))
-    assert str(site) in said
+    no_compiler = str(python.parent)
+    run(python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel, PATH=no_compiler)
+    smoke_test = shutil.copy(ROOT / "scripts" / "smoke_test.py", tmp_path)
+    said = run(python, smoke_test, *(["--native"] if native else []), PATH=no_compiler)
+    assert str(site) in said and ("operator none" in said) != native

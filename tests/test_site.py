@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from types import ModuleType
 
 import pytest
 import yaml
+
+from tests.test_docs import blocks, commands
 
 ROOT = Path(__file__).parent.parent
 
@@ -69,6 +72,19 @@ def test_links_lead_to_the_files_place_in_the_site(
     assert pages.place(page, target) == found
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "tutorials").glob("*.md")), ids=lambda page: page.stem)
+def test_a_tutorials_notebook_has_the_cells_that_the_pages_test_executes(pages: ModuleType, page: Path) -> None:
+    made = json.loads(pages.notebook(page.read_text(encoding="utf-8")))
+    assert made["nbformat"] == 4 and made["metadata"]["kernelspec"]["name"] == "python3"
+    assert len({cell["id"] for cell in made["cells"]}) == len(made["cells"])
+    code = [cell["source"] for cell in made["cells"] if cell["cell_type"] == "code"]
+    shell = [line[1:].partition("  #")[0] for cell in code for line in cell.splitlines() if line.startswith("!")]
+    assert [cell for cell in code if cell[0] != "!"] == [block.strip() for block in blocks(page, "python")]
+    assert shell == commands(page)
+    text = "\n".join(cell["source"] for cell in made["cells"] if cell["cell_type"] == "markdown")
+    assert text.startswith("# ") and "](" not in text.replace("](https:", "")
+
+
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning(pages: ModuleType, tmp_path: Path) -> None:
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
@@ -80,3 +96,5 @@ def test_the_site_builds_without_a_warning(pages: ModuleType, tmp_path: Path) ->
     listed = {line.split(" ")[0] for line in inventory.splitlines()}
     missing = {f"{package}.{name}" for package, names in pages.public_packages().items() for name in names} - listed
     assert not missing
+    for tutorial in (ROOT / "docs" / "tutorials").glob("*.md"):
+        assert (tmp_path / "site" / "tutorials" / f"{tutorial.stem}.ipynb").is_file()

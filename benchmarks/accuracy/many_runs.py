@@ -219,7 +219,7 @@ class ManyRuns:
                 start = self._weights(study, task.start, seed)
                 while not start.exists():
                     yield None
-                config = replace(config, upcycle_from=str(start))
+                config = replace(config, pretrained=str(start))
             pictures = self._pictures_of(study, config)
             fresh = built(config, pictures.source)
             if network is None:

@@ -1,7 +1,7 @@
 """See what the experts do: routing → statistics → figures → a report in one HTML file."""
 
 from condconv.analysis.advice import Advice, advise
-from condconv.analysis.analyze import analyze, examine, validation_batches
+from condconv.analysis.analyze import analyze, conclude, examine, validation_batches
 from condconv.analysis.collect import Collection, RoutingGroup, collect, routing_groups
 from condconv.analysis.curves import RecordedNetwork
 from condconv.analysis.measures import DEFINITIONS, Measures, measure
@@ -23,6 +23,7 @@ __all__ = [
     "advise",
     "analyze",
     "collect",
+    "conclude",
     "examine",
     "measure",
     "routing_groups",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from condconv.analysis.collect import COUNTERFACTUAL_IMAGES, collect, routing_groups
+from condconv.analysis.collect import COUNTERFACTUAL_IMAGES, Collection, collect, routing_groups
 from condconv.analysis.curves import RecordedNetwork
 from condconv.analysis.figures import resolve_classes, resolve_layers
 from condconv.analysis.report import write_report
@@ -70,17 +70,28 @@ def examine(
     require_channels(model, source)
     source = source.limited(None, limit)
     total = len(source.val)
-    groups = source.classes if task is None else task.groups(source)
     collection = collect(
         model,
         validation_batches(source, batch_size, workers, task),
-        len(groups),
+        len(_groups(source, task)),
         counterfactual_images=counterfactual_images,
         progress=None if progress is None else lambda done: progress(done, total),
     )
-    name = f"{source.name}, {total:,} validation images"
+    return conclude(model, source, collection, title=title, task=task)
+
+
+def conclude(
+    model: nn.Module, source: Source, collection: Collection, *, title: str, task: Grouping | None = None
+) -> tuple[Analysis, ImageAccess]:
+    """Compute all numbers from what a pass over the validation images brought together; see `examine`."""
+    name = f"{source.name}, {len(source.val):,} validation images"
+    groups = _groups(source, task)
     found = summarise(model, collection, title=title, data=name, classes=groups, skipped=source.skipped)
     return found, ImageAccess(source.val.load, source.val.where)
+
+
+def _groups(source: Source, task: Grouping | None) -> tuple[str, ...]:
+    return source.classes if task is None else task.groups(source)
 
 
 def analyze(
@@ -106,7 +117,7 @@ def analyze(
     if layers is not None:
         resolve_layers(routing_groups(model), layers)
     if classes is not None:
-        resolve_classes(source.classes if task is None else task.groups(source), classes)
+        resolve_classes(_groups(source, task), classes)
     require_writable(out)
     found, images = examine(model, source, title=title, limit=limit, workers=workers, task=task, progress=progress)
     return write_report(out, found, images=images, runs=runs, layers=layers, classes=classes, replace=replace)

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -148,12 +149,48 @@ class Collector:
         images = images.to(self.device)
         with record_routing(self.model) as recorded:
             logits = self.model(images)
-        routing = recorded.parts()
+        self._add(images, labels, places, logits, recorded.parts())
+
+    @torch.inference_mode()
+    def observe(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        places: Tensor,
+        decoded: Tensor,
+        output: Any,
+        routing: Mapping[str, Tensor],
+    ) -> None:
+        """Add a batch that was run already: its output, and its routing, (examples seen, n) by `part_names`."""
+        usable = decoded & (labels >= 0) & (labels < self.num_classes)
+        self.problems.note(decoded, usable, places)
+        if not bool(usable.any()):
+            return
+        if not bool(usable.all()):
+            routing = {name: seen[usable.repeat(len(seen) // len(usable))] for name, seen in routing.items()}
+            output = output[usable] if isinstance(output, Tensor) else output
+        self._add(images[usable], labels[usable], places[usable], output, routing)
+
+    def _add(self, images: Tensor, labels: Tensor, places: Tensor, output: Any, routing: Mapping[str, Tensor]) -> None:
+        """Add usable images, their output, and their routing."""
         if self.result is None:
             self.result = self._empty(list(routing))
         self._add_routing(self.result, routing, labels, places)
-        if isinstance(logits, Tensor) and logits.shape == (len(labels), self.num_classes):
-            self._add_accuracy(self.result, logits, images, labels)
+        if isinstance(output, Tensor) and output.shape == (len(labels), self.num_classes):
+            self._add_accuracy(self.result, output, images, labels)
+
+    def found(self) -> Collection:
+        """What was added so far.
+
+        Raises:
+            DataError: not one usable image.
+        """
+        if self.result is None:
+            bad, without = self.problems.undecodable, self.problems.unlabelled
+            seen = bad + without
+            reason = f"{bad} of {seen} cannot be decoded and the rest has no label" if seen else "there are none"
+            raise DataError(f"analyze: not one image could be used: {reason}; pass labelled images in --data")
+        return self.result
 
     def _empty(self, ran: Sequence[str]) -> Collection:
         """The collection before the first batch; `ran` are the layers in the order in which they are called."""
@@ -236,11 +273,7 @@ def collect(
             done += len(labels)
             if progress is not None:
                 progress(done)
-    if collector.result is None:
-        bad = collector.problems.undecodable
-        reason = f"{bad} of {done} cannot be decoded and the rest has no label" if done else "there are none"
-        raise DataError(f"analyze: not one image could be used: {reason}; pass labelled images in --data")
-    return collector.result
+    return collector.found()
 
 
 def _name(names: list[int], places: Tensor) -> None:

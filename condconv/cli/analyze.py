@@ -7,8 +7,8 @@ from pathlib import Path
 
 from condconv.cli.network_argument import DATA_HELP, load_named
 from condconv.cli.parser import Parser
-from condconv.cli.progress import progress_bar
 from condconv.errors import ArgumentError, argument_error
+from condconv.progress import progress_bar
 from condconv.runs.folder import is_run
 
 

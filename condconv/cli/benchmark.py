@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from condconv.cli.models_argument import add_model, input_size, load_model
 from condconv.cli.parser import Parser
-from condconv.cli.progress import progress_bar
 from condconv.errors import ArgumentError, argument_error
+from condconv.progress import progress_bar
 from condconv.registry import unknown_name_message
 
 if TYPE_CHECKING:

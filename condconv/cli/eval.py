@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from condconv.cli.network_argument import DATA_HELP, add_network, check_numbers, load_for_data
+from condconv.cli.network_argument import DATA_HELP, add_network, add_tta, check_numbers, check_tta, load_for_data
 from condconv.cli.parser import Parser
-from condconv.cli.progress import progress_bar
 from condconv.errors import ArgumentError, argument_error
+from condconv.progress import progress_bar
 from condconv.runs.folder import is_run
 
 
@@ -20,6 +20,7 @@ def make_parser() -> Parser:
         "--conditions", type=str, default=None, metavar="NAMES",
         help="put the images under these, as --conditions of train does; a run's own where left out",
     )  # fmt: skip
+    add_tta(parser)
     parser.add_argument("--limit", type=int, default=None, metavar="N", help="a random N of the validation images")
     parser.add_argument("--out", type=str, default="evaluation", metavar="FOLDER", help="a new number if it exists")
     return parser
@@ -45,6 +46,7 @@ def run(arguments: Sequence[str]) -> int:
     if is_run(settings.model):
         chosen_network(settings.model, settings.network)
     task = task_for(settings.model, settings.data)
+    check_tta("eval", task, settings.tta)
     source = task.open(settings.data or task.config.data, skip_bad=settings.skip_bad_images)
     source = source.limited(None, settings.limit).under(settings.conditions)
     network, source, title = load_for_data(settings.model, settings.network, source, settings.pretrained)
@@ -52,7 +54,7 @@ def run(arguments: Sequence[str]) -> int:
     with progress_bar("images") as progress:
         found = evaluate(
             network, source, task, batch_size=settings.batch_size, workers=workers, device=device,
-            skip_bad=settings.skip_bad_images, progress=progress,
+            skip_bad=settings.skip_bad_images, tta=settings.tta, progress=progress,
         )  # fmt: skip
     folder = task.write_evaluation(settings.out, title, source, found)
     print(task.headline(found.found))

@@ -37,6 +37,7 @@ VERBS = {
     "count": "count multiply-adds and parameters",
     "benchmark": "time and memory beside the static twin and timm",
     "analyze": "report what the experts do",
+    "completion": "complete commands and options in a shell",
     "doctor": "say what is installed and what this machine can run",
 }
 """Verb → one line of help. `condconv.cli.<verb>` has `run(arguments) -> exit code`, and is imported when it is used; a

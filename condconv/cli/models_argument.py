@@ -31,7 +31,7 @@ def add_name(parser: Parser, kinds: str = KINDS) -> None:
     parser.add_argument("model", type=str, help=kinds)
     parser.add_argument(
         "--network", type=str, default=None, metavar="NAME",
-        help="of a run: conditional, static or widened (default: the first of them that it has)",
+        help="of a run: conditional, static, widened (default: the first of them); conditional-best: its best epoch",
     )  # fmt: skip
 
 

@@ -32,6 +32,19 @@ def add_network(parser: Parser, kinds: str = KINDS) -> None:
     parser.add_argument("--debug", action="store_true", default=False, help="show tracebacks")
 
 
+def add_tta(parser: Parser) -> None:
+    """Add the flag for test-time augmentation."""
+    parser.add_argument(
+        "--tta", action="store_true", default=False, help="answer with the mean over each image and its mirror image"
+    )
+
+
+def check_tta(verb: str, task: Task, tta: bool) -> None:
+    """Raise `ArgumentError` where the mean over mirror images is asked of a task that has none."""
+    if tta and not task.averages:
+        raise argument_error(verb, "--tta", tta, f"says nothing to --task {task.name}", "leave it out")
+
+
 def check_numbers(verb: str, batch_size: int, workers: int | None) -> None:
     """Raise `ArgumentError` for a batch size or a number of workers that cannot be."""
     if batch_size < 1:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from condconv.cli.network_argument import add_network, check_numbers, load_for_images
+from condconv.cli.network_argument import add_network, add_tta, check_numbers, check_tta, load_for_images
 from condconv.cli.parser import Parser
-from condconv.cli.progress import progress_bar
 from condconv.errors import argument_error
+from condconv.progress import progress_bar
 from condconv.runs.folder import is_run
 
 
@@ -21,6 +21,7 @@ def make_parser() -> Parser:
         "--out", type=str, default=None, metavar="PATH",
         help="classes: a table, .csv or .parquet (default: predictions.csv); restored images: a folder (restored)",
     )  # fmt: skip
+    add_tta(parser)
     parser.add_argument("--top-k", type=int, default=5, help="classes for each image")
     return parser
 
@@ -43,6 +44,7 @@ def run(arguments: Sequence[str]) -> int:
     if is_run(settings.model):
         chosen_network(settings.model, settings.network)
     task = task_for(settings.model, None)
+    check_tta("predict", task, settings.tta)
     out = Path(settings.out or task.predictions).expanduser()
     task.check_output(out)
     device = resolve_device(settings.device)
@@ -56,7 +58,7 @@ def run(arguments: Sequence[str]) -> int:
             damaged = task.predict(
                 Request(
                     network, source, out, settings.top_k, settings.batch_size, workers, device,
-                    settings.skip_bad_images, progress,
+                    settings.skip_bad_images, settings.tta, progress,
                 )
             )  # fmt: skip
     except KeyboardInterrupt:

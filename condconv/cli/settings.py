@@ -15,7 +15,7 @@ from condconv.cli.parser import Parser
 from condconv.errors import ArgumentError
 from condconv.reading import parse_yaml, read_text
 from condconv.recipes import load_recipe
-from condconv.runs.config import TrainConfig
+from condconv.runs.config import SECTIONS, TrainConfig
 from condconv.runs.settings import flag
 
 _NAMES = tuple(field.name for field in fields(TrainConfig))
@@ -25,15 +25,19 @@ def add_settings(parser: Parser) -> None:
     """Add a flat flag for each field of `TrainConfig`, and what goes with them: --config, --print-config, --debug."""
     parser.add_argument("--config", action="config", help="YAML file with the same names as the flags")
     hints = get_type_hints(TrainConfig)
+    group: Any = parser
     for field in fields(TrainConfig):
+        group = parser.add_argument_group(SECTIONS[field.name]) if field.name in SECTIONS else group
         default = None if field.default is MISSING else field.default
         name, text = f"--{flag(field.name)}", field.metadata["help"]
         if hints[field.name] is bool:
-            parser.add_argument(name, action=ActionYesNo(no_prefix="no-"), default=default, help=text)
+            group.add_argument(name, action=ActionYesNo(no_prefix="no-"), default=default, help=text)
         else:
             # None stands for "not given" only as a default, so `int | None` is an int on the command line.
             kind = next(kind for kind in (get_args(hints[field.name]) or (hints[field.name],)) if kind is not NoneType)
-            parser.add_argument(name, type=kind, default=default, help=text)
+            alone = field.metadata["without_value"]
+            optional = {} if alone is None else {"nargs": "?", "const": alone}
+            group.add_argument(name, type=kind, default=default, help=text, **optional)
     parser.add_argument(
         "--print-config", action="store_true", default=False, help="print the settings as YAML and stop"
     )

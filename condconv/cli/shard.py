@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from condconv.cli.parser import Parser
-from condconv.cli.progress import progress_bar
 from condconv.errors import argument_error
+from condconv.progress import progress_bar
 
 
 def make_parser() -> Parser:

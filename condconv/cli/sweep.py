@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from condconv.cli.parser import Parser
-from condconv.cli.progress import progress_bar
 from condconv.errors import ArgumentError, BusyError, argument_error
+from condconv.progress import progress_bar
 from condconv.registry import unknown_name_message
 from condconv.studies.study import Cell, Study, read_study
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -18,11 +18,17 @@ from condconv.errors import ArgumentError, CondConvError
 from condconv.runs.config import TrainConfig
 from condconv.tasks import task_named_by
 
+if TYPE_CHECKING:
+    from condconv.data import Source
+
 
 def make_parser() -> Parser:
     """One flat flag for each field of `TrainConfig`, and those that are about this call alone."""
     parser = Parser(
-        prog="condconv train", print_config=None, description="Train a conditional network beside its static twins."
+        prog="condconv train",
+        usage="condconv train --data DATA [options]",
+        print_config=None,
+        description="Train a conditional network beside its static twins.",
     )
     add_settings(parser)
     parser.add_argument(
@@ -51,8 +57,10 @@ def run(arguments: Sequence[str]) -> int:
     if resume is None and settings["task"] is None and (named := task_named_by(settings["data"])) is not None:
         given["task"] = named
         settings = completed(given)
+    source = None
     if resume is None and settings["recipe"] is None and "model" not in given:
-        settings = completed({**given, **recipe_for(settings)})
+        recipe, source = recipe_for(settings)
+        settings = completed({**given, **recipe})
 
     # Imported here: --help and wrong options answer without loading Lightning and timm.
     from condconv.runs.folder import RunFolder, find_run
@@ -78,7 +86,7 @@ def run(arguments: Sequence[str]) -> int:
             config = TrainConfig(**settings)
             if calls["fast_dev_run"]:
                 config = config.shortened(processes.world_size)
-            experiment = Experiment(config, stop, console)
+            experiment = Experiment(config, stop, console, source)
             folder = RunFolder.create(config) if first else RunFolder(Path(config.out))
             stack.callback(folder.close)
         console.notice(f"run folder: {folder.path}")
@@ -97,19 +105,19 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def recipe_for(settings: dict[str, Any]) -> dict[str, str]:
-    """Where no model is named: the recipe that the task has for such data."""
+def recipe_for(settings: dict[str, Any]) -> tuple[dict[str, str], Source]:
+    """Where no model is named: the recipe that the task has for such data, if any, and the data set."""
     from condconv.tasks import task_of
 
     task = task_of(TrainConfig(**settings))
     source = task.open(settings["data"], skip_bad=settings["skip_bad_images"])
     recipe = task.recipe(source)
     if recipe is None:
-        return {}
+        return {}, source
     if os.environ.get("RANK", "0") == "0":
         side = settings["input_size"] or min(source.image_size)
         print(f"notice: images of {side} pixels, no --model: recipe {recipe}; --model or --recipe names another")
-    return {"recipe": recipe}
+    return {"recipe": recipe}, source
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from torch.utils.data import Sampler
 
 PADDING = -1
@@ -26,11 +27,20 @@ class EpochSampler(Sampler[SampleKey]):
 
     With `shuffle`, each epoch is a permutation drawn from (seed, epoch); the rank takes every `world_size`-th, and the
     few that don't fill a round of `multiple_of` for every rank are left out of that epoch. Without, the order is that
-    of the set and missing places are `PADDING`.
+    of the set and missing places are `PADDING`. With `labels`, int64 (size,), a shuffled epoch has every class equally
+    often, see `balanced_order`.
     """
 
     def __init__(
-        self, size: int, *, shuffle: bool, seed: int = 0, rank: int = 0, world_size: int = 1, multiple_of: int = 1
+        self,
+        size: int,
+        *,
+        shuffle: bool,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        multiple_of: int = 1,
+        labels: Tensor | None = None,
     ) -> None:
         self.size = size
         self.shuffle = shuffle
@@ -38,6 +48,7 @@ class EpochSampler(Sampler[SampleKey]):
         self.rank = rank
         self.world_size = world_size
         self.multiple_of = multiple_of
+        self.labels = labels
         self.epoch = 0
         self.position = 0
 
@@ -62,7 +73,10 @@ class EpochSampler(Sampler[SampleKey]):
         """The keys of this epoch from the position on."""
         if self.shuffle:
             generator = torch.Generator().manual_seed(sample_seed(self.seed, self.epoch, self.size))
-            order = torch.randperm(self.size, generator=generator)
+            if self.labels is None:
+                order = torch.randperm(self.size, generator=generator)
+            else:
+                order = balanced_order(self.labels, generator)
         else:
             order = torch.arange(self.size)
             missing = len(self) * self.world_size - self.size
@@ -70,6 +84,19 @@ class EpochSampler(Sampler[SampleKey]):
         mine = order[self.rank :: self.world_size][: len(self)]
         for index in mine[self.position :].tolist():
             yield SampleKey(self.epoch, index)
+
+
+def balanced_order(labels: Tensor, generator: torch.Generator) -> Tensor:
+    """As many places as there are labels (N,), random; every class equally often, and in it every image, up to one."""
+    members = [group for group in labels.argsort(stable=True).split(labels.bincount().tolist()) if len(group)]
+    each = -(-len(labels) // len(members))
+    drawn = []
+    for group in members:
+        rounds = [group[torch.randperm(len(group), generator=generator)] for _ in range(-(-each // len(group)))]
+        drawn.append(torch.cat(rounds)[:each])
+    # Class by class in turn, so that what is cut off at the end is at most one image of a class.
+    order = torch.stack(drawn, dim=1).flatten()[: len(labels)]
+    return order[torch.randperm(len(order), generator=generator)]
 
 
 _MASK = (1 << 64) - 1

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from condconv.analysis.analyze import Grouping
-from condconv.analysis.collect import INTACT
+from condconv.analysis.collect import INTACT, Collector
 from condconv.data import EpochSampler, Source
 from condconv.errors import DataError
 from condconv.evaluation.routing import RoutingStatistics, experts_by_layer
@@ -38,6 +38,9 @@ class Evaluable(Grouping, Protocol):
 
     def run(self, network: Callable[..., Any], batch: Sequence[Any]) -> Any:
         """The network's output."""
+
+    def averaged(self, outputs: Sequence[Any]) -> Any:
+        """One output for several views of the same images."""
 
     def evaluator(self, source: Source, view: Any) -> Evaluator[Any]:
         """What adds up the outputs."""
@@ -69,7 +72,9 @@ def evaluate(
     workers: int,
     device: torch.device,
     skip_bad: bool = False,
+    tta: bool = False,
     shuffle: bool = False,
+    collector: Collector | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation[Any]:
     """Run a network over the validation images of a set.
@@ -82,7 +87,9 @@ def evaluate(
         workers: loader processes.
         device: where to compute.
         skip_bad: leave out images that cannot be decoded, and name them, instead of stopping.
+        tta: answer with the mean over each image and its mirror image; routing is that of the image.
         shuffle: take the images in an order that is random and always the same.
+        collector: is shown every batch too, so that its analysis needs no pass of its own; it wants them shuffled.
         progress: is told how many images are done, and of how many.
 
     Raises:
@@ -101,9 +108,14 @@ def evaluate(
         if layers:
             with record_routing(network) as routing:
                 output = task.run(network, on_device)
-            statistics.update(routing.parts(len(batch[0])), task.group_of(batch))
+            parts, groups = routing.parts(len(batch[0])), task.group_of(batch)
+            statistics.update(parts, groups)
+            if collector is not None:
+                collector.observe(on_device[0], groups, batch[2], batch[3], output, parts)
         else:
             output = task.run(network, on_device)
+        if tta:
+            output = mirrored_too(task, network, on_device, output)
         damaged += [source.val.where(place) for place in batch[2][~batch[3]].tolist()]
         evaluator.add(output, batch)
         done += len(batch[0])
@@ -111,6 +123,11 @@ def evaluate(
     if len(damaged) == len(source.val):
         raise DataError(f"{source.name}: none of the {len(damaged)} validation images can be decoded, as {damaged[0]}")
     return Evaluation(evaluator.found(), statistics.compute().means if layers else {}, damaged)
+
+
+def mirrored_too(task: Evaluable, network: Callable[..., Any], batch: Sequence[Any], output: Any) -> Any:
+    """The mean of the output for a batch of images (B, C, H, W) and of that for their mirror images."""
+    return task.averaged([output, task.run(network, [batch[0].flip(-1), *batch[1:]])])
 
 
 def scores_with(

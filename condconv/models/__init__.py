@@ -3,6 +3,7 @@
 from condconv.models import timm_names as _timm_names  # noqa: F401  (registers the networks with timm)
 from condconv.models.build import Origin, initialise_experts, origin_of
 from condconv.models.loading import load_weights, read_safetensors
+from condconv.models.publishing import push_to_hub
 from condconv.models.saving import save_pretrained
 from condconv.models.ssd import SSD, SSDOutput, make_anchors
 from condconv.models.timm_weights import from_timm, to_timm_state_dict
@@ -21,6 +22,7 @@ __all__ = [
     "make_anchors",
     "noted_images",
     "origin_of",
+    "push_to_hub",
     "read_safetensors",
     "save_pretrained",
     "static_twin",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from huggingface_hub import EvalResult, ModelCardData
 from torch import nn
 
 from condconv.conversion.apply import conditional_layers
@@ -41,9 +42,21 @@ def model_card(
     static = "" if config["name"] else ", model=static"
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     measured = "\n".join(f"| {name} | {value:.4g} |" for name, value in metrics.items())
+    about = ModelCardData(
+        library_name="condconv",
+        tags=["condconv", "image-classification"],
+        license=str(license).lower() or None,
+        model_name=title,
+        eval_results=[
+            EvalResult(
+                task_type="image-classification", dataset_type="image", dataset_name=data or _UNKNOWN,
+                metric_type=name, metric_value=float(value),
+            )
+            for name, value in metrics.items()
+        ] or None,
+    )  # fmt: skip
     return f"""---
-library_name: condconv
-tags: [condconv, image-classification]
+{about.to_yaml()}
 ---
 
 # {title}

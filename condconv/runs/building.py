@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
 
 from condconv.coefficients import Slices
 from condconv.conversion import convert
 from condconv.conversion.apply import conditional_layers
 from condconv.data import Source
-from condconv.errors import ArgumentError, argument_error
+from condconv.errors import argument_error
 from condconv.layers import RouterFactory, route_by_tile
-from condconv.models import create_model, initialise_experts, load_weights, static_twin
+from condconv.models import create_model, initialise_experts, static_twin
 from condconv.models.build import TORCHVISION
 from condconv.models.specs import SPECS
 from condconv.routers import Router, SigmoidGate, SoftmaxGate
 from condconv.runs.config import TrainConfig
-from condconv.runs.folder import RunFolder
+from condconv.runs.starting import Start, begin_with, find_start
 from condconv.site import ConvSite
 from condconv.tasks.base import Task
 from condconv.variants import Share, variants
@@ -32,11 +29,15 @@ _OF_A_CONVERSION = ("targets", "share", "gate")
 
 
 class NetworkBuilder:
-    """Builds the networks of one run; every call begins with the seed."""
+    """Builds the networks of one run; every call begins with the seed.
 
-    def __init__(self, task: Task, source: Source) -> None:
+    `fresh`: without the weights that the run began with.
+    """
+
+    def __init__(self, task: Task, source: Source, *, fresh: bool = False) -> None:
         self.config = config = task.config
         self.source = source
+        self.fresh = fresh
         self.spec = SPECS.get(config.model)
         self.variant = self.spec.variant if self.spec is not None else config.variant
         self.arguments: dict[str, Any] = task.network_arguments(source)
@@ -47,13 +48,10 @@ class NetworkBuilder:
 
     def static(self, widening: float = 1.0) -> nn.Module:
         """The static network, with its channels times `widening`; only the unwidened can begin with given weights."""
-        torch.manual_seed(self.config.seed)
-        arguments = dict(self.arguments)
-        if widening != 1.0:
-            arguments["width_multiplier"] = self.config.width * widening
-        model = (static_twin if self.spec is not None else create_model)(self.config.model, **arguments)
-        if self.config.upcycle_from is not None and widening == 1.0:
-            load_weights(model, self._static_weights())
+        model = self._fresh_static(widening)
+        start = self.start(STATIC) if widening == 1.0 else None
+        if start is not None:
+            begin_with(model, start, self._fresh_static)
         return model
 
     def conditional(self) -> nn.Module:
@@ -70,10 +68,25 @@ class NetworkBuilder:
                 **self._limit(),
             )  # fmt: skip
             initialise_experts(model)  # as the static twin draws its kernels, so that the two start alike
-        if self.config.upcycle_from is not None:
-            load_weights(model, self._static_weights(), upcycle=True)
+        start = self.start(CONDITIONAL)
+        if start is not None:
+            begin_with(model, start, self._fresh_static)
         _scale(model, self.config)
         return route_by_tile(model, self.config.tiles)
+
+    def start(self, network: str) -> Start | None:
+        """The weights that a network begins with; None for fresh ones."""
+        if self.fresh or self.config.pretrained is None:
+            return None
+        torch.manual_seed(self.config.seed)  # published weights come with a new classifier, the same for all networks
+        return find_start(self.config, network, self.arguments)
+
+    def _fresh_static(self, widening: float = 1.0) -> nn.Module:
+        torch.manual_seed(self.config.seed)
+        arguments = dict(self.arguments)
+        if widening != 1.0:
+            arguments["width_multiplier"] = self.config.width * widening
+        return (static_twin if self.spec is not None else create_model)(self.config.model, **arguments)
 
     def _conditional_arguments(self) -> dict[str, Any]:
         if self.spec is None:
@@ -106,20 +119,6 @@ class NetworkBuilder:
             return router
 
         return with_gate
-
-    def _static_weights(self) -> Path:
-        """The file of --upcycle-from, which must be of the same classes."""
-        path = Path(str(self.config.upcycle_from)).expanduser()
-        path = RunFolder(path).weights(STATIC) if path.is_dir() else path
-        if path.is_file() and path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                classes = json.loads((file.metadata() or {}).get("classes", "null"))
-            if classes is not None and len(classes) != len(self.source.classes):
-                raise ArgumentError(
-                    f"--upcycle-from {path}: a network of {len(classes)} classes, and {self.source.name} has "
-                    f"{len(self.source.classes)}; pass weights that were trained on these classes"
-                )
-        return path
 
 
 def _refuse_conversion(config: TrainConfig) -> None:

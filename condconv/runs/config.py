@@ -36,11 +36,22 @@ AUTO_AUGMENTS = ("imagenet", "cifar10", "svhn", "rand", "trivial")
 CONDITIONS = ("plain", "inverted", "turned", "noisy", "blurred")
 DETECTION_LOSSES = ("softmax", "focal")
 NO_VARIANT = "none"
+PUBLISHED = "published"
+BALANCES = ("loss", "sampling")
+LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
+FRACTION = Rule(lambda value: 0 < value < 1, "must lie between 0 and 1")
 WIDTH = Rule(lambda value: 0 < value <= 64, "must be above 0 and at most 64")
 SMALL_INPUT = 64
 SMALL_INPUT_STRIDES = (4, 2, 1)
 SMALLEST_MAP = 7
 FAST_STEPS = 3
+
+
+SECTIONS = {
+    "data": "data", "model": "network", "dropout": "regularisation", "epochs": "optimisation",
+    "seed": "how it is run", "name": "what it leaves",
+}  # fmt: skip
+"""First field of each part of the settings → its title on the command line."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +60,28 @@ class TrainConfig:
 
     # Data.
     data: str = setting(MISSING, "fashion-mnist, digits, a folder (train/ and val/, tar shards, IDX) or URL of shards")
-    task: str | None = setting(None, "classify, detect, keypoints, restore (default: what the data says, or classify)")
+    task: str | None = setting(
+        None, "classify, multilabel, detect, keypoints or restore (default: what the data says, else classify)"
+    )
     input_size: int | None = setting(
         None, "side of the square that the network gets, pixels (default: the set's)", COUNT
     )
     num_classes: int | None = setting(None, "classes that the data must have (default: as many as it has)", COUNT)
+    val_dir: str | None = setting(
+        None, "folder of the validation images (default: val, valid, validation or test beside train)"
+    )
+    val_fraction: float | None = setting(
+        None, "share of each class that validates, where nothing else says which images do", FRACTION
+    )
+    labels: str | None = setting(
+        None, "table of --data's images, CSV or Parquet: columns image, label and, if it says so, split (train, val)"
+    )
+    balance: str | None = setting(
+        None,
+        "against unequal classes: 'loss' weighs an image by how rare its class is, 'sampling' draws every class as "
+        "often as the others",
+        BALANCES,
+    )
     limit_train: int | None = setting(None, "train on a fixed subset of this many images", COUNT)
     limit_val: int | None = setting(None, "validate on a fixed subset of this many images", COUNT)
     skip_bad_images: bool = setting(False, "count and list damaged samples instead of stopping")
@@ -95,8 +123,11 @@ class TrainConfig:
     gate: str | None = setting(None, f"{' or '.join(GATES)} (default: the variant's)", GATES)
     router_init_scale: float = setting(1.0, "factor on the routers' last weights at the start", NOT_NEGATIVE)
     expert_init_scale: float = setting(1.0, "factor on the experts' kernels at the start", POSITIVE)
-    upcycle_from: str | None = setting(
-        None, "weights of a trained static network (run folder or safetensors) that the networks begin with"
+    pretrained: str | None = setting(
+        None,
+        "begin with trained weights: without a value with the published ones of --model, else with those of a run "
+        "folder, a folder of save_pretrained or a safetensors file; the classifier is new where the classes are others",
+        without_value=PUBLISHED,
     )
     output_stride: int | None = setting(
         None, "total downsampling; default: 4 (last map at least 7x7) for inputs below 64 px, else as published", COUNT
@@ -113,6 +144,9 @@ class TrainConfig:
 
     # Optimisation.
     epochs: int = setting(20, "passes over the training set", COUNT)
+    early_stopping: int | None = setting(
+        None, "end a network after so many epochs without a better score on the validation images", COUNT
+    )
     batch_size: int = setting(128, "images of one pass in each process", COUNT)
     accumulate: int = setting(1, "passes whose gradients make one step", COUNT)
     optimizer: str = setting("sgd", "timm's name of the optimiser: sgd (Nesterov), momentum, rmsproptf, adamw, …")
@@ -148,6 +182,9 @@ class TrainConfig:
     # What it leaves.
     name: str | None = setting(None, "name of the run folder (default: data-model-variant)")
     out: str = setting("runs", "folder of the run folders")
+    logger: str = setting(
+        "csv", f"{', '.join(LOGGERS)}: where the numbers of the epochs go besides metrics.csv; all offline", LOGGERS
+    )
     report: bool = setting(True, "write the report of what the experts do")
     tensorboard: int | None = setting(None, "write pictures of the routing for TensorBoard every so many epochs", COUNT)
     recipe: str | None = setting(None, "begin with the settings of a recipe; `condconv recipes` lists them")
@@ -158,8 +195,8 @@ class TrainConfig:
         if self.name is not None and (not self.name.strip(".") or os.sep in self.name):
             raise argument_error("train", "name", self.name, "must be a plain folder name", "use --out for the folder")
         _check_share(self.share)
-        if self.upcycle_from is not None and self.expert_init_scale != 1:
-            rule = "does not go with --upcycle-from, whose experts begin as the static kernels"
+        if self.pretrained is not None and self.expert_init_scale != 1:
+            rule = "does not go with --pretrained, whose experts begin as trained kernels"
             raise argument_error("train", "expert_init_scale", self.expert_init_scale, rule, "leave one of them out")
         if self.tune and (self.compile or self.variant == NO_VARIANT):
             why = "--compile, which plans itself" if self.compile else "--variant none, which has no conditional layer"
@@ -195,8 +232,10 @@ def _check_share(share: str | None) -> None:
 
 
 def without_retired(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out settings of earlier versions, which say nothing where they are off."""
-    return {name: value for name, value in settings.items() if name not in _RETIRED or value}
+    """Settings of earlier versions under their present names, without those that are gone and say nothing: off."""
+    kept = {name: value for name, value in settings.items() if name not in _RETIRED or value}
+    return {_RENAMED.get(name, name): value for name, value in kept.items()}
 
 
-_RETIRED = ("router_norm",)
+_RETIRED = ("router_norm", "upcycle_from")
+_RENAMED = {"upcycle_from": "pretrained"}

@@ -19,6 +19,8 @@ from condconv.runs.config import TrainConfig, without_retired
 from condconv.runs.metrics import EpochRow
 
 LOCK = ".lock"
+BEST = "-best"
+"""Behind a network's name: with the weights of its best epoch, not of its last one."""
 
 
 class RunFolder:

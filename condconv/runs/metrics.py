@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from condconv.tasks import Score
 from condconv.tasks.base import Task
 
 EpochRow = dict[str, float | int | str]
@@ -18,3 +21,10 @@ TIMING_COLUMNS = frozenset({"images_per_s", "loading_share", "seconds", "memory_
 def columns(task: Task) -> tuple[str, ...]:
     """The columns of metrics.csv."""
     return ("network", "epoch", "train_loss", *task.training_columns, *task.validation_columns, *_COLUMNS)
+
+
+def best_epoch(rows: Sequence[EpochRow], score: Score) -> int:
+    """The first of the epochs with the best score on the validation images, counted from 0."""
+    # NaN is above nothing, and nothing is above it.
+    values = [value if (value := float(row[score.column])) == value else float("-inf") for row in rows]
+    return values.index(max(values))

@@ -15,6 +15,7 @@ from condconv.errors import ArgumentError, argument_error
 from condconv.registry import unknown_name_message
 from condconv.runs.building import CONDITIONAL, STATIC, WIDENED, NetworkBuilder
 from condconv.runs.config import NO_VARIANT, SMALL_INPUT_STRIDES, TrainConfig
+from condconv.runs.starting import Start
 from condconv.tasks import task_of
 from condconv.tasks.base import Task
 from condconv.variants import variants
@@ -70,12 +71,18 @@ def plan_networks(task: Task, source: Source) -> list[NetworkSpec]:
     if not config.twin:
         return [conditional]
     width = planner.matching_width(conditional.cost.macs)
-    afresh = "" if config.upcycle_from is None else ", from fresh weights"
+    afresh = "" if config.pretrained is None else ", from fresh weights"
     description = f"static, {width:.4g} times as wide{afresh}"
     cost = planner.cost(builder.static(width))
     ratio = cost.macs / base.macs
     widened = NetworkSpec(WIDENED, lambda: builder.static(width), cost, ratio, description, NO_VARIANT)
     return [conditional, static, widened]
+
+
+def first_start(task: Task, source: Source) -> Start | None:
+    """The weights that the first network of a run begins with; None for fresh ones."""
+    name = STATIC if task.config.variant == NO_VARIANT else CONDITIONAL
+    return NetworkBuilder(task, source).start(name)
 
 
 def _experts(network: nn.Module) -> str:
@@ -84,8 +91,8 @@ def _experts(network: nn.Module) -> str:
 
 
 def build_network(task: Task, source: Source, name: str) -> nn.Module:
-    """One network of a run as `plan_networks` would build it."""
-    planner = _Planner(task, source)
+    """One network of a run as `plan_networks` would build it, without the weights that it began with."""
+    planner = _Planner(task, source, fresh=True)
     if name == CONDITIONAL:
         return planner.builder.conditional()
     if name == STATIC:
@@ -134,8 +141,8 @@ def matching_width(task: Task, source: Source) -> float:
 class _Planner:
     """Prices what a builder builds."""
 
-    def __init__(self, task: Task, source: Source) -> None:
-        self.builder = NetworkBuilder(task, source)
+    def __init__(self, task: Task, source: Source, *, fresh: bool = False) -> None:
+        self.builder = NetworkBuilder(task, source, fresh=fresh)
         self.input_size = (source.channels, *source.image_size)
 
     def cost(self, network: nn.Module) -> Cost:

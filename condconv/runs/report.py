@@ -21,8 +21,8 @@ from condconv.data import Source
 from condconv.evaluation.evaluate import Evaluation
 from condconv.files import write_bytes, write_text
 from condconv.runs import figures
-from condconv.runs.folder import RunFolder
-from condconv.runs.metrics import EpochRow
+from condconv.runs.folder import BEST, RunFolder
+from condconv.runs.metrics import EpochRow, best_epoch
 from condconv.runs.networks import CONDITIONAL, STATIC, WIDENED, NetworkSpec
 from condconv.runs.routing_report import RoutingFound
 from condconv.tables import visible
@@ -52,8 +52,13 @@ class NetworkResult:
         return statistics.median(float(row["seconds"]) for row in self.rows), self.latency_ms
 
 
-def save_weights(folder: RunFolder, spec: NetworkSpec, network: nn.Module, task: Task, source: Source) -> None:
-    """The network's tensors as safetensors; the metadata says what is needed to build and feed it."""
+def save_weights(
+    folder: RunFolder, spec: NetworkSpec, network: nn.Module, task: Task, source: Source, *, best: bool = False
+) -> None:
+    """The network's tensors as safetensors; the metadata says what is needed to build and feed it.
+
+    `best`: they are those of its best epoch so far, and get a file of their own.
+    """
     metadata = {
         "network": spec.name,
         "task": task.name,
@@ -70,7 +75,8 @@ def save_weights(folder: RunFolder, spec: NetworkSpec, network: nn.Module, task:
         "config": json.dumps(task.config.to_dict()),
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    write_bytes(folder.weights(spec.name), safetensors.torch.save(tensors, {"format": "pt", **metadata}))
+    name = f"{spec.name}{BEST}" if best else spec.name
+    write_bytes(folder.weights(name), safetensors.torch.save(tensors, {"format": "pt", **metadata}))
 
 
 def write_summary(
@@ -107,6 +113,7 @@ def write_summary(
         "Multiply-adds: of one image, the papers' convention (mixing and routing counted). "
         f"{score.heading}: after the last epoch, on all validation images; gain: "
         f"{score.differences} over the static network of the same shape.",
+        _best_epochs(folder, results, score),
         *(
             [f"Skipped {len(damaged)} damaged samples:\n\n" + "\n".join(f"* {text}" for text in damaged)]
             if damaged
@@ -180,6 +187,17 @@ def _remarks(results: Sequence[NetworkResult], score: Score) -> list[str]:
             "or larger images bring it down."
         )
     return remarks
+
+
+def _best_epochs(folder: RunFolder, results: Sequence[NetworkResult], score: Score) -> str:
+    """Which epoch of each network was the best on the validation images, and where its weights are."""
+    lines = ["The best epoch of each network, chosen by the validation images, so that its number is too good:"]
+    for result in results:
+        best = result.rows[best_epoch(result.rows, score)]
+        value = f"{score.shown(float(best[score.column]))} {score.unit}".strip()
+        file = folder.weights(f"{result.spec.name}{BEST}").name
+        lines.append(f"* {result.spec.name}: epoch {best['epoch']} of {len(result.rows)}, {value} (`{file}`)")
+    return "\n".join([lines[0], "", *lines[1:]])
 
 
 def _gain(one: NetworkResult, other: NetworkResult, score: Score) -> str:

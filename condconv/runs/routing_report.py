@@ -8,13 +8,12 @@ from pathlib import Path
 
 from torch import nn
 
-from condconv.analysis import Analysis, RecordedNetwork, examine, write_report
-from condconv.analysis.collect import COUNTERFACTUAL_IMAGES, INTACT
+from condconv.analysis import Analysis, RecordedNetwork, conclude, write_report
+from condconv.analysis.collect import COUNTERFACTUAL_IMAGES, INTACT, Collection
 from condconv.analysis.curves import MEASURED
 from condconv.analysis.report import PAGE
 from condconv.data import Source
 from condconv.evaluation.evaluate import scores_with
-from condconv.evaluation.routing import experts_by_layer
 from condconv.runs.folder import RunFolder
 from condconv.runs.metrics import EpochRow
 from condconv.runs.networks import NetworkSpec
@@ -35,29 +34,28 @@ def routing_report(
     folder: RunFolder,
     task: Task,
     source: Source,
-    networks: Sequence[tuple[NetworkSpec, nn.Module, Sequence[EpochRow]]],
-    workers: int,
-) -> RoutingFound | None:
-    """Write the report on the conditional network of a run, its folder `report`; None where the run has none.
+    network: nn.Module,
+    collection: Collection,
+    recorded: Sequence[tuple[NetworkSpec, Sequence[EpochRow]]],
+) -> RoutingFound:
+    """Write the report on the conditional network of a run, its folder `report`.
 
     Args:
         folder: of the run.
         task: what was trained.
         source: the data set; its validation images are used.
-        networks: all networks of the run after their last epoch, with their epochs.
-        workers: loader processes.
+        network: the conditional one, after its last epoch.
+        collection: what it did on the validation images.
+        recorded: the epochs of all networks of the run.
     """
-    recorded = [
+    runs = [
         RecordedNetwork(folder.path.name, spec.name, spec.cost.macs, [_measured(row) for row in rows])
-        for spec, _, rows in networks
+        for spec, rows in recorded
         if task.score.column in MEASURED
     ]
-    for _, network, _ in networks:
-        if experts_by_layer(network):
-            found, images = examine(network, source, title=folder.path.name, workers=workers, task=task)
-            report = write_report(folder.path / "report", found, images=images, runs=recorded, replace=True)
-            return RoutingFound(report / PAGE, what_routing_did(found, task, network, source))
-    return None
+    found, images = conclude(network, source, collection, title=folder.path.name, task=task)
+    report = write_report(folder.path / "report", found, images=images, runs=runs, replace=True)
+    return RoutingFound(report / PAGE, what_routing_did(found, task, network, source))
 
 
 def what_routing_did(found: Analysis, task: Task, network: nn.Module, source: Source) -> str:

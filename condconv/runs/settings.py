@@ -26,9 +26,14 @@ PROBABILITY = Rule(lambda value: 0 <= value < 1, "must lie in [0, 1)")
 SEED = Rule(lambda value: 0 <= value < 2**63, "must be in 0 … 2^63 - 1")
 
 
-def setting(default: Any, help: str, rule: Rule | Sequence[str] | None = None) -> Any:
-    """A field of `TrainConfig`: its default, its help text on the command line, its rule or its known names."""
-    return field(default=default, metadata={"help": help, "rule": rule})
+def setting(
+    default: Any, help: str, rule: Rule | Sequence[str] | None = None, without_value: str | None = None
+) -> Any:
+    """A field of `TrainConfig`: its default, its help text on the command line, its rule or its known names.
+
+    `without_value`: what the flag stands for where no value follows it; None: one has to.
+    """
+    return field(default=default, metadata={"help": help, "rule": rule, "without_value": without_value})
 
 
 def check_rules(config: Any) -> None:

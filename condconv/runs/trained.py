@@ -17,15 +17,16 @@ from condconv.models.trained_on import note_images, noted_images
 from condconv.reading import parse_json
 from condconv.registry import unknown_name_message
 from condconv.runs.building import CONDITIONAL, STATIC, WIDENED
-from condconv.runs.folder import RunFolder
+from condconv.runs.folder import BEST, RunFolder
 from condconv.runs.networks import build_network
 from condconv.tasks import task_of
 from condconv.tasks.base import Task
 
 
 def trained_networks(path: Path) -> list[str]:
-    """The names of a run's networks that have weights: of "conditional", "static" and "widened"."""
-    return [name for name in (CONDITIONAL, STATIC, WIDENED) if RunFolder(path).weights(name).exists()]
+    """The names of a finished run's networks, and those names with "-best" for their best epochs."""
+    last = [name for name in (CONDITIONAL, STATIC, WIDENED) if RunFolder(path).weights(name).exists()]
+    return [*last, *(f"{name}{BEST}" for name in last if RunFolder(path).weights(f"{name}{BEST}").exists())]
 
 
 def chosen_network(path: str | Path, network: str | None) -> str:
@@ -144,10 +145,10 @@ def trained_model(path: Path, network: str, source: Source) -> nn.Module:
         CheckpointError: not a run folder, no such network in it, or weights that do not fit.
     """
     weights = _weights(path, network)
-    # The trained weights replace those it began with, which may be gone.
-    config = replace(RunFolder(path).read_config(), twin=network == WIDENED, upcycle_from=None)
+    name = network.removesuffix(BEST)
+    config = replace(RunFolder(path).read_config(), twin=name == WIDENED)
     with torch.random.fork_rng(devices=[]):
-        model = build_network(task_of(config), source, network)
+        model = build_network(task_of(config), source, name)
     load_strictly(model, read_safetensors(weights), str(weights))
     return model
 

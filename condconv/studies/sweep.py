@@ -124,7 +124,7 @@ class Sweep:
         identity = {**settings, "data": self.study.data}
         if start is not None:
             identity[START_FROM] = self.config(start, seed).run_name.rsplit("-seed", 1)[0]
-            settings["upcycle_from"] = str(self._weights(start, seed))
+            settings["pretrained"] = str(self._weights(start, seed))
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
         experts = settings.get("num_experts", "")
         name = f"{self.study.data}-{settings.get('variant', 'default')}{experts}-{digest}-seed{seed}"

@@ -24,6 +24,9 @@ decoded (B,), and whatever else the task's samples have."""
 
 Samples = View[Any] | MixupView
 
+OF_LABELS = ("val_dir", "val_fraction", "labels", "balance")
+"""Settings that say something about images with labels alone; other tasks have them among their `unused`."""
+
 
 class Meter(Protocol):
     """Adds up the validation columns of an epoch, over all processes. It is a module, and moves with the network."""
@@ -49,6 +52,7 @@ class Request(NamedTuple):
     workers: int
     device: torch.device
     skip_bad: bool
+    tta: bool
     progress: Callable[[int, int], None]
 
 
@@ -64,6 +68,7 @@ class Task(ABC):
         predictions: what `condconv predict` makes where no name is given.
         left_out: what `condconv predict` does about an image that cannot be decoded.
         evaluates: what `condconv eval` is for, in a few words.
+        averages: whether there is a mean of the outputs for an image and its mirror image (`--tta`).
 
     Raises:
         ArgumentError: a setting that the task has no use for.
@@ -78,6 +83,7 @@ class Task(ABC):
     predictions: ClassVar[str]
     left_out: ClassVar[str]
     evaluates: ClassVar[str]
+    averages: ClassVar[bool] = False
     collate: Callable[[Sequence[Any]], Batch] | None = None
     """How a loader makes a batch of samples; torch's way where None."""
 
@@ -137,6 +143,10 @@ class Task(ABC):
     def run(self, network: Callable[..., Any], batch: Batch) -> Any:
         """The network's output for a batch."""
         return network(batch[0])
+
+    def averaged(self, outputs: Sequence[Any]) -> Any:
+        """One output for several views of the same images; only where the task is `averages`."""
+        raise NotImplementedError(f"--task {self.name} has no mean of outputs")
 
     @abstractmethod
     def loss(self, output: Any, batch: Batch) -> Tensor:

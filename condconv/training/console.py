@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 from rich.console import Console
 from rich.markup import escape
 
+from condconv.progress import Progress, progress_bar
 from condconv.runs.metrics import EpochRow
 from condconv.tasks import Score
 
@@ -38,6 +40,10 @@ class RunConsole:
             self._network = str(row["network"])
             self.console.print(header(score), style="bold")
         self.console.print(epoch_line(rows, epochs, score))
+
+    def progress(self, what: str) -> AbstractContextManager[Progress]:
+        """A bar, where somebody is watching."""
+        return progress_bar(what, self.console)
 
     def table(self, text: str) -> None:
         """A block of text as it is."""

@@ -35,6 +35,7 @@ class SourceDataModule(pl.LightningDataModule):
         self.images_per_step = batch_size * config.accumulate
         self.workers = workers
         self.seed = config.seed
+        self.balanced = source.train.labels if config.balance == "sampling" else None
         self.train_view = task.view(source, train=True, skip_bad=config.skip_bad_images)
         self.val_view = task.view(source, train=False, skip_bad=config.skip_bad_images)
         self.start = (0, 0)
@@ -52,8 +53,9 @@ class SourceDataModule(pl.LightningDataModule):
     def _sampler(self, view: Samples, shuffle: bool, multiple_of: int = 1) -> EpochSampler:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return EpochSampler(
-            len(view), shuffle=shuffle, seed=self.seed, rank=rank, world_size=world_size, multiple_of=multiple_of
-        )
+            len(view), shuffle=shuffle, seed=self.seed, rank=rank, world_size=world_size, multiple_of=multiple_of,
+            labels=self.balanced if shuffle else None,
+        )  # fmt: skip
 
     def _loader(self, view: Samples, sampler: EpochSampler) -> PositionedLoader:
         return PositionedLoader(

@@ -16,6 +16,7 @@ from pytorch_lightning.plugins.environments import LightningEnvironment, TorchEl
 from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 
+from condconv.analysis.collect import Collector
 from condconv.data import Source, default_workers
 from condconv.devices import resolve_device
 from condconv.errors import ArgumentError, DataError
@@ -25,23 +26,27 @@ from condconv.evaluation.routing import experts_by_layer
 from condconv.runs.config import PRECISIONS, TrainConfig
 from condconv.runs.folder import RunFolder
 from condconv.runs.metrics import EpochRow, columns
-from condconv.runs.networks import NetworkSpec, overhead_advice, plan_networks
+from condconv.runs.networks import NetworkSpec, first_start, overhead_advice, plan_networks
 from condconv.runs.report import NetworkResult, save_weights, write_summary
-from condconv.runs.routing_report import RoutingFound, routing_report
+from condconv.runs.routing_report import routing_report
+from condconv.runs.starting import about_start, as_the_start
 from condconv.signals import StopRequest
 from condconv.tasks import task_of
+from condconv.training.best import BestEpoch
 from condconv.training.callbacks import DamagedImages, EpochRows
 from condconv.training.checkpoint import AtomicCheckpointIO, CheckpointKeeper, read_checkpoint, require_same_run
 from condconv.training.console import RunConsole
 from condconv.training.datamodule import SourceDataModule
+from condconv.training.epoch_bar import EpochBar
 from condconv.training.health import HEALTH_COLUMNS, HealthWarnings
+from condconv.training.loggers import EpochLogger, require_logger
 from condconv.training.module import TrainingModule
 from condconv.training.optimization import peak_learning_rate
 from condconv.training.routing_images import RoutingImages
 from condconv.training.tuned import TuneOnce
 
 # These change nothing about the results, so a checkpoint may be resumed with others.
-FREE_TO_CHANGE = frozenset({"name", "out", "workers", "device", "report", "tensorboard"})
+FREE_TO_CHANGE = frozenset({"name", "out", "workers", "device", "report", "tensorboard", "logger"})
 
 
 @dataclass(frozen=True)
@@ -69,17 +74,27 @@ class Trained:
 
 
 class Experiment:
-    """Trains the networks of one configuration, and writes the run folder (in the first process)."""
+    """Trains the networks of one configuration, and writes the run folder (in the first process).
 
-    def __init__(self, config: TrainConfig, stop: StopRequest, console: RunConsole) -> None:
+    `source`: the data set of the settings where it is open already.
+    """
+
+    def __init__(
+        self, config: TrainConfig, stop: StopRequest, console: RunConsole, source: Source | None = None
+    ) -> None:
+        require_logger(config.logger)
         self.stop = stop
         self.console = console
         self.processes = Processes.from_environment()
         self.device = resolve_device(config.device, config.precision)
         self.task = task_of(config)
-        self.source = self.task.open(config.data, skip_bad=config.skip_bad_images)
+        self.source = source or self.task.open(config.data, skip_bad=config.skip_bad_images)
         require_class_count(config, self.source)
         self.source = self.task.prepared(self.source)
+        start = first_start(self.task, self.source)
+        self.source = as_the_start(self.source, start)
+        for line in about_start(start, self.source):
+            console.notice(line)
         self.config = config
         self.batch_size = self._fitting_batch_size()
         workers = config.workers if config.workers is not None else default_workers(self.source)
@@ -161,7 +176,16 @@ class Experiment:
 
         rows, damaged = EpochRows(spec.name, on_row), DamagedImages()
         health = HealthWarnings(rows, on_health, self.console.notice, self.workers)
-        callbacks: list[pl.Callback] = [rows, health, damaged]
+        def keep(network: nn.Module) -> None:
+            if self.processes.rank == 0:
+                save_weights(folder, spec, network, self.task, self.source, best=True)
+
+        best = BestEpoch(rows, self.task.score, self.config.early_stopping, keep, self.console.notice)
+        callbacks: list[pl.Callback] = [rows, health, damaged, best]
+        if self.config.logger != "csv" and self.processes.rank == 0:
+            callbacks.append(EpochLogger(self.config, folder.path, rows, self.console.notice))
+        if self.processes.rank == 0:
+            callbacks.append(EpochBar(self.console.console))
         if self.config.tensorboard is not None and experts_by_layer(network) and self.processes.rank == 0:
             images = folder.path / "tensorboard" / spec.name
             # First, so that its time counts as part of the epoch's and not of the next one's training.
@@ -212,24 +236,29 @@ class Experiment:
 
     def _report(self, folder: RunFolder, trained: Sequence[Trained]) -> str:
         image_shape = (self.source.channels, *self.source.image_size)
-        results = []
+        results, routing = [], None
         for spec, one in zip(self.specs, trained, strict=True):
             self.stop.check()
-            found = evaluate(
-                one.network, self.source, self.task, batch_size=self.batch_size, workers=self.workers,
-                device=self.device, skip_bad=self.config.skip_bad_images,
-            )  # fmt: skip
+            one.network.to(self.device)
+            wanted = self.config.report and routing is None and bool(experts_by_layer(one.network))
+            collector = Collector(one.network, len(self.task.groups(self.source))) if wanted else None
+            with self.console.progress(f"evaluating {spec.name}") as progress:
+                found = evaluate(
+                    one.network, self.source, self.task, batch_size=self.batch_size, workers=self.workers,
+                    device=self.device, skip_bad=self.config.skip_bad_images, shuffle=wanted, collector=collector,
+                    progress=progress,
+                )  # fmt: skip
             results.append(NetworkResult(spec, one.rows, found, latency_ms(one.network, image_shape, self.device)))
             save_weights(folder, spec, one.network, self.task, self.source)
+            if collector is not None:
+                recorded = [(spec, each.rows) for spec, each in zip(self.specs, trained, strict=True)]
+                routing = routing_report(
+                    folder, self.task, self.source, one.network, collector.found(), recorded
+                )  # fmt: skip
         damaged = self._damaged(trained)
         if damaged:
             self.console.notice(f"notice: skipped {len(damaged)} damaged samples, listed in {folder.summary}")
-        routing = self._routing_report(folder, trained) if self.config.report else None
         return write_summary(folder, self.task, self.source, results, damaged, self.device, routing)
-
-    def _routing_report(self, folder: RunFolder, trained: Sequence[Trained]) -> RoutingFound | None:
-        networks = [(spec, one.network, one.rows) for spec, one in zip(self.specs, trained, strict=True)]
-        return routing_report(folder, self.task, self.source, networks, self.workers)
 
     def _damaged(self, trained: Sequence[Trained]) -> list[str]:
         train = sorted({index for one in trained for index in one.damaged.train})

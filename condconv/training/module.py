@@ -64,7 +64,7 @@ class TrainingModule(pl.LightningModule):
         self.factor = factor or partial(learning_rate_factor, config, steps_per_epoch=steps_per_epoch)
         self.temperature = annealing(network, config, steps_per_epoch)
         self.average = EMA(network, config.ema) if config.ema else None
-        # By default NaN would be left out of the means.
+        # By default NaN would be left out of the means. So set, weights are not looked at: values are repeated instead.
         self.train_loss = MeanMetric(nan_strategy="disable")
         for name in task.training_columns:
             setattr(self, name, MeanMetric())
@@ -121,7 +121,7 @@ class TrainingModule(pl.LightningModule):
         batch = self._in_format(batch)
         output = self._watched(batch, batch_idx)
         loss = self.task.loss(output, batch)
-        self.train_loss.update(loss.detach(), len(batch[0]))
+        self.train_loss.update(loss.detach().expand(len(batch[0])))
         with torch.no_grad():
             for name, values in self.task.measured(output, batch).items():
                 self.training_metrics[name].update(values)
@@ -147,7 +147,7 @@ class TrainingModule(pl.LightningModule):
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.grad_clip or float("inf"))
         if self.config.precision == "16":
             # Steps that overflow are expected, and the scaler skips them.
-            self.gradient_norm.update(norm.nan_to_num(0.0, 0.0, 0.0), norm.isfinite().float())
+            self.gradient_norm.update(norm[norm.isfinite()])
         else:
             self.gradient_norm.update(norm)
 

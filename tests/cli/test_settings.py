@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
 
 from condconv.cli.main import main
+from condconv.runs.config import SECTIONS, TrainConfig
 
 RECIPE = ("train", "--recipe", "imagenet_condconv_efficientnet_b0_8e", "--print-config")
 
@@ -53,3 +55,20 @@ def test_wrong_calls_are_explained(
     assert main([*arguments, "--out", str(tmp_path)]) == 2
     assert expected in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_the_help_is_in_parts_and_every_setting_stands_in_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    said = capsys.readouterr().out
+    assert said.startswith("usage: condconv train --data DATA [options]\n")
+    parts = [line.removesuffix(":") for line in said.splitlines() if line and not line.startswith(" ")][2:]
+    assert parts == ["options", *SECTIONS.values()]
+    assert list(SECTIONS) == [field.name for field in fields(TrainConfig) if field.name in SECTIONS]
+    assert next(iter(SECTIONS)) == fields(TrainConfig)[0].name
+
+
+def test_a_flag_may_stand_without_its_value(capsys: pytest.CaptureFixture[str]) -> None:
+    given = printed(capsys, "train", "--data", "x", "--pretrained", "--epochs", "3", "--print-config")
+    assert (given["pretrained"], given["epochs"]) == ("published", 3)
+    assert printed(capsys, "train", "--data", "x", "--pretrained", "runs/a", "--print-config")["pretrained"] == "runs/a"

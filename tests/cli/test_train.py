@@ -179,7 +179,7 @@ def full_disk() -> None:
 def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path) -> None:
     done = condconv("train", *SMALL, "--out", str(tmp_path), prepare=[full_disk])
     assert done.returncode == 2
-    assert "conditional.ckpt: could not be written (File too large)" in done.stderr
+    assert "conditional-best.safetensors: could not be written (File too large)" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list((tmp_path / "small-1" / "checkpoints").iterdir())
 

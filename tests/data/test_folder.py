@@ -31,7 +31,11 @@ def test_grey_and_mixed_sizes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("remove", "expected"),
-    [("train", "train: no such folder"), ("val", "val: no such folder"), ("train/cat/*", "train/cat: no image files")],
+    [
+        ("train", "train: no such folder"),
+        ("val", "no folder val, valid, validation or test beside train/"),
+        ("train/cat/*", "train/cat: no image files"),
+    ],
 )
 def test_missing_parts_are_named(tmp_path: Path, remove: str, expected: str) -> None:
     write_folder_set(tmp_path)

@@ -12,8 +12,8 @@ from condconv.cli.main import main
 from condconv.conversion.apply import conditional_layers
 from condconv.errors import ArgumentError, CheckpointError, UnknownNameError
 from condconv.models import create_model
+from condconv.runs.building import NetworkBuilder
 from condconv.runs.config import TrainConfig
-from condconv.runs.networks import build_network
 from condconv.runs.trained import load_run
 from condconv.tasks import task_of
 from condconv.tasks.base import Task
@@ -58,9 +58,9 @@ def test_weights_come_from_a_file_and_are_upcycled_exactly(boxes: Path, tmp_path
     torch.manual_seed(5)
     static = create_model(SSDLITE, num_classes=2).eval()
     save_file(dict(static.state_dict()), tmp_path / "static.safetensors")
-    task = task_with(boxes, num_experts=2, upcycle_from=str(tmp_path / "static.safetensors"))
+    task = task_with(boxes, num_experts=2, pretrained=str(tmp_path / "static.safetensors"))
     source = task.prepared(task.open(str(boxes)))
-    converted = build_network(task, source, "conditional").eval()
+    converted = NetworkBuilder(task, source).conditional().eval()
     images = torch.rand(2, 3, 64, 64)
     seen: list[list[torch.Tensor]] = []
     for network in (static, converted):
@@ -71,9 +71,9 @@ def test_weights_come_from_a_file_and_are_upcycled_exactly(boxes: Path, tmp_path
     torch.testing.assert_close(seen[0], seen[1], atol=1e-4, rtol=1e-4)
     other = create_model(SSDLITE, num_classes=3)
     save_file(dict(other.state_dict()), tmp_path / "other.safetensors")
-    task = task_with(boxes, num_experts=2, upcycle_from=str(tmp_path / "other.safetensors"))
+    task = task_with(boxes, num_experts=2, pretrained=str(tmp_path / "other.safetensors"))
     with pytest.raises(CheckpointError, match="of the wrong shape"):
-        build_network(task, source, "conditional")
+        NetworkBuilder(task, source).conditional()
 
 
 def test_what_cannot_be_is_said(boxes: Path) -> None:

@@ -94,7 +94,7 @@ def test_optimizers_by_timms_names() -> None:
         ({"share": "blocks"}, "share='blocks' is no way to share routers; pass none, block, network or a number"),
         ({"share": "0"}, "share='0' is no way to share"),
         ({"mixup": -1.0}, "mixup=-1.0 must be finite and not negative"),
-        ({"upcycle_from": "x", "expert_init_scale": 2.0}, "expert_init_scale=2.0 does not go with --upcycle-from"),
+        ({"pretrained": "x", "expert_init_scale": 2.0}, "expert_init_scale=2.0 does not go with --pretrained"),
         ({"compile": True, "activation_checkpointing": True}, "does not go with --compile"),
     ],
 )

@@ -30,7 +30,7 @@ ARGUMENTS = (
     "train", "--data", "digits", "--model", "mobilenetv1_025", "--variant", "dynamic_convolution", "--num-experts", "2",
     "--targets", "last 2 blocks", "--output-stride", "8", "--width", "0.5", "--epochs", "2", "--batch-size", "4",
     "--accumulate", "2", "--limit-train", "26", "--limit-val", "8", "--ema", "0.9", "--mixup", "0.2",
-    "--auto-augment", "rand",
+    "--auto-augment", "rand", "--balance", "sampling", "--early-stopping", "5",
     "--dropout", "0.2", "--drop-path", "0.2", "--expert-dropout", "0.2", "--optimizer", "rmsproptf", "--lr", "0.01",
     "--schedule", "exponential", "--workers", "0", "--device", "cpu", "--no-report", "--name", "run", "--out",
 )  # fmt: skip

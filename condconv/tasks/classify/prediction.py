@@ -10,16 +10,16 @@ import hashlib
 import importlib.util
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from condconv.data import Source
 from condconv.errors import ArgumentError
-from condconv.evaluation.evaluate import evaluation_loader
+from condconv.evaluation.evaluate import evaluation_loader, mirrored_too
 from condconv.evaluation.identity import weights_digest
 from condconv.files import Lock, whole_file
 from condconv.tables import write_csv
@@ -51,7 +51,7 @@ def _growing(out: Path) -> Path:
     return out.with_name(f".{out.name}.partial")
 
 
-def predict(task: Task, request: Request) -> list[str]:
+def predict(task: Task, request: Request, probabilities: Callable[[Tensor], Tensor]) -> list[str]:
     """Classify the validation images of a source and write the table: `image`, then `class_1`, `probability_1`, …
 
     Labels are not looked at. An image that cannot be decoded has an empty row, where it is to be skipped.
@@ -59,6 +59,7 @@ def predict(task: Task, request: Request) -> list[str]:
     Args:
         task: classification.
         request: `out` is the table, .csv or .parquet; `top_k` is cut to the number of classes.
+        probabilities: logits (B, classes) → probabilities.
 
     Returns:
         The images that could not be decoded.
@@ -76,10 +77,10 @@ def predict(task: Task, request: Request) -> list[str]:
         out.parent.mkdir(parents=True, exist_ok=True)
         with Lock(out.with_name(f".{out.name}.lock"), f"--out {out}"):
             check_format(out)
-            first = _begin(growing, _identity(request.network, source, top_k))
+            first = _begin(growing, _identity(request.network, source, top_k, request.tta))
             with growing.open("a", encoding="utf-8") as file:
                 request.progress(first, len(source.val))
-                for answers in _answers(task, request, first, top_k):
+                for answers in _answers(task, request, first, top_k, probabilities):
                     file.writelines(f"{json.dumps(answer)}\n" for answer in answers)
                     file.flush()
                     first += len(answers)
@@ -92,28 +93,34 @@ def predict(task: Task, request: Request) -> list[str]:
 
 
 @torch.inference_mode()
-def _answers(task: Task, request: Request, first: int, top_k: int) -> Iterator[list[Answer]]:
+def _answers(
+    task: Task, request: Request, first: int, top_k: int, probabilities: Callable[[Tensor], Tensor]
+) -> Iterator[list[Answer]]:
     """Batch by batch, from the image numbered `first` on."""
     source = request.source
     view = task.view(source, train=False, skip_bad=request.skip_bad)
     for images, _, _, decoded in evaluation_loader(view, task, request.batch_size, request.workers, first):
-        logits = request.network(images.to(request.device)).float()
+        images = images.to(request.device)
+        logits = request.network(images).float()
         require_classes(logits, source)
-        probabilities, classes = logits.softmax(dim=1).topk(top_k, dim=1)
-        rows = zip(classes.tolist(), probabilities.tolist(), decoded.tolist(), strict=True)
+        if request.tta:
+            logits = mirrored_too(task, request.network, [images], logits)
+        likeliest, classes = probabilities(logits).topk(top_k, dim=1)
+        rows = zip(classes.tolist(), likeliest.tolist(), decoded.tolist(), strict=True)
         yield [
             [(source.classes[label], round(p, 6)) for label, p in zip(labels, ps, strict=True)] if whole else []
             for labels, ps, whole in rows
         ]
 
 
-def _identity(network: nn.Module, source: Source, top_k: int) -> str:
-    """What is computed: by which weights, over which images, how many classes for each."""
+def _identity(network: nn.Module, source: Source, top_k: int, tta: bool) -> str:
+    """What is computed: by which weights, over which images, how many classes for each, with their mirror images."""
     images = hashlib.sha256()
     for place in range(len(source.val)):
         images.update(f"{source.val.where(place)}\n".encode("utf-8", "surrogateescape"))
     prepared = (source.image_size, source.native, source.mean, source.std)
-    return json.dumps([weights_digest(network), images.hexdigest(), repr(prepared), top_k])
+    mirrored = ["tta"] if tta else []
+    return json.dumps([weights_digest(network), images.hexdigest(), repr(prepared), top_k, *mirrored])
 
 
 def _begin(growing: Path, identity: str) -> int:
@@ -132,8 +139,8 @@ def _begin(growing: Path, identity: str) -> int:
             lines, whole = lines + 1, whole + len(line)
     if begun != identity:
         raise ArgumentError(
-            f"{growing}: was begun with another network, other images or another --top-k; repeat that call, pass "
-            "another --out, or remove the file"
+            f"{growing}: was begun with another network, other images or another --top-k or --tta; repeat that call, "
+            "pass another --out, or remove the file"
         )
     os.truncate(growing, whole)
     return lines - 1
@@ -163,7 +170,7 @@ def _write_csv(path: Path, growing: Path, source: Source, top_k: int) -> None:
 
 
 def _write_parquet(path: Path, growing: Path, source: Source, top_k: int) -> None:
-    import pyarrow  # type: ignore[import-not-found]
+    import pyarrow
     from pyarrow import parquet
 
     names = _columns(top_k)

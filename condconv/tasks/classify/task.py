@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from condconv.evaluation.figures import confusion_matrix
 from condconv.models.pose import POSES
 from condconv.models.specs import SPECS
 from condconv.models.ssd import DETECTORS
-from condconv.runs.config import SMALL_INPUT, SMALL_INPUT_STRIDES, SMALLEST_MAP, TrainConfig
+from condconv.runs.config import PUBLISHED, SMALL_INPUT, SMALL_INPUT_STRIDES, SMALLEST_MAP, TrainConfig
 from condconv.tasks.base import Batch, Request, Samples, Task
 from condconv.tasks.classify import SCORE
 from condconv.tasks.classify.evaluation_report import headline, write_evaluation
@@ -35,21 +36,31 @@ class Classification(Task):
 
     name = "classify"
     score = SCORE
-    training_columns = ("train_accuracy",)
-    validation_columns = ("val_loss", "val_accuracy")
+    training_columns: ClassVar[tuple[str, ...]] = ("train_accuracy",)
+    validation_columns: tuple[str, ...] = ("val_loss", "val_accuracy")
     loss_title = "cross-entropy (training: with label smoothing)"
-    unused = ("degradations", "detection_loss")
+    unused: ClassVar[tuple[str, ...]] = ("degradations", "detection_loss")
     predictions = "predictions.csv"
     left_out = "its row is empty"
     evaluates = "what it gets right and wrong, class by class"
+    averages = True
+    class_weights: Tensor | None = None
+    """Of the loss: (classes,); None where all weigh the same."""
 
     def open(self, data: str, *, skip_bad: bool = False) -> Source:
-        """See `condconv.data.open_source`."""
-        return open_source(data, skip_bad=skip_bad, num_classes=self.config.num_classes)
+        """See `condconv.data.open_source`; how the settings divide their own data says nothing about other data."""
+        config = self.config
+        own = {name: getattr(config, name) for name in ("val_dir", "val_fraction", "labels")}
+        return open_source(
+            data, skip_bad=skip_bad, num_classes=config.num_classes, **(own if data == config.data else {})
+        )  # fmt: skip
 
     def prepared(self, source: Source) -> Source:
-        """Also under the settings' conditions."""
-        return super().prepared(source).under(self.config.conditions)
+        """Also under the settings' conditions; from here on the loss knows how rare each class is."""
+        source = super().prepared(source).under(self.config.conditions)
+        if self.config.balance == "loss":
+            self.class_weights = class_weights(source.train.labels, len(source.classes))
+        return source
 
     def view(self, source: Source, *, train: bool, skip_bad: bool = False) -> Samples:
         """In training augmented, and blended, as the settings say."""
@@ -75,14 +86,18 @@ class Classification(Task):
 
     def notices(self, source: Source) -> Iterator[str]:
         """Classes whose accuracy stays unknown."""
-        images = torch.bincount(source.val.labels, minlength=len(source.classes))
-        empty = [name for name, number in zip(source.classes, images.tolist(), strict=True) if number == 0]
+        images = self.validated(source).tolist()
+        empty = [name for name, number in zip(source.classes, images, strict=True) if number == 0]
         if empty:
             named = ", ".join(empty[:NAMED]) + (", …" if len(empty) > NAMED else "")
             yield (
                 f"notice: {len(empty)} of {len(source.classes)} classes have no validation images ({named}): "
                 "nothing says how well they are learned; validate on some of each"
             )
+
+    def validated(self, source: Source) -> Tensor:
+        """How many validation images each class has: (classes,)."""
+        return source.val.labels.bincount(minlength=len(source.classes))
 
     def recipe(self, source: Source) -> str | None:
         """That of small images, where they are small."""
@@ -110,14 +125,19 @@ class Classification(Task):
         """Cross-entropy with label smoothing; under Mixup the weighted mean of that with each of the two labels."""
         _, labels, _, _, *mixed = batch
         smoothing = self.config.label_smoothing
+        rare = None if self.class_weights is None else self.class_weights.to(output)
         if not mixed:
-            return F.cross_entropy(output, labels, label_smoothing=smoothing)
+            return F.cross_entropy(output, labels, weight=rare, label_smoothing=smoothing)
         partners, weights = mixed
         first, second = (
-            F.cross_entropy(output, target, label_smoothing=smoothing, reduction="none")
+            F.cross_entropy(output, target, weight=rare, label_smoothing=smoothing, reduction="none")
             for target in (labels, partners)
         )
         return (weights * first + (1 - weights) * second).mean()
+
+    def averaged(self, outputs: Sequence[Any]) -> Tensor:
+        """Logits (B, classes) whose softmax is the mean of the outputs' probabilities."""
+        return torch.stack([output.float().softmax(dim=1) for output in outputs]).mean(dim=0).log()
 
     def measured(self, output: Any, batch: Batch) -> Mapping[str, Tensor]:
         """Which images are right."""
@@ -163,7 +183,7 @@ class Classification(Task):
 
     def predict(self, request: Request) -> list[str]:
         """See `prediction.predict`."""
-        return predict(self, request)
+        return predict(self, request, partial(torch.softmax, dim=1))
 
 
 class ClassificationMeter(nn.Module):
@@ -186,7 +206,7 @@ class ClassificationMeter(nn.Module):
         keep = labels != IGNORED
         if not bool(keep.any()):
             return
-        self.loss.update(F.cross_entropy(output[keep].float(), labels[keep]), int(keep.sum()))
+        self.loss.update(F.cross_entropy(output[keep].float(), labels[keep], reduction="none"))
         self.accuracy.update((output.argmax(dim=1) == labels)[keep].float())
 
     def compute(self) -> dict[str, float]:
@@ -194,8 +214,14 @@ class ClassificationMeter(nn.Module):
         return {"val_loss": float(self.loss.compute()), "val_accuracy": float(self.accuracy.compute())}
 
 
+def class_weights(labels: Tensor, classes: int) -> Tensor:
+    """What an image of each class weighs, (classes,): inverse to how many there are, 1 in the mean over the images."""
+    counts = labels.bincount(minlength=classes)
+    return len(labels) / (int(counts.count_nonzero()) * counts.clamp(min=1).float())
+
+
 def output_stride(config: TrainConfig, source: Source) -> int | None:
-    """The asked-for total stride, else that of small inputs, else None: as published.
+    """The asked-for total stride, else that of small inputs, else None: as published, as with published weights.
 
     A layer with H x W output pixels pays about n / (H W) of its convolution for mixing, so below 64 pixels the network
     downsamples by 4, or by less where the last map would be smaller than 7 x 7.
@@ -203,7 +229,7 @@ def output_stride(config: TrainConfig, source: Source) -> int | None:
     if config.output_stride is not None:
         return config.output_stride
     side = min(source.image_size)
-    if side >= SMALL_INPUT:
+    if side >= SMALL_INPUT or config.pretrained == PUBLISHED:
         return None
     return next((stride for stride in SMALL_INPUT_STRIDES if side // stride >= SMALLEST_MAP), 1)
 

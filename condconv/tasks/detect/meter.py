@@ -35,7 +35,7 @@ class DetectionMeter(nn.Module):
     def update(self, output: Any, batch: Batch) -> None:
         """Add a batch. Blank images have no objects and teach that there are none, so that they don't disturb."""
         if self.loss_of is not None:
-            self.loss.update(self.loss_of(output, batch), len(batch[0]))
+            self.loss.update(self.loss_of(output, batch).expand(len(batch[0])))
         self.found.add(output, batch)
 
     def compute(self) -> dict[str, float]:

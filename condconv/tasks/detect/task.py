@@ -16,7 +16,7 @@ from condconv.models.build import TORCHVISION
 from condconv.models.specs import SPECS
 from condconv.models.ssd import DETECTORS
 from condconv.runs.config import TrainConfig
-from condconv.tasks.base import Batch, Request, Samples, Task
+from condconv.tasks.base import OF_LABELS, Batch, Request, Samples, Task
 from condconv.tasks.detect import SCORE
 from condconv.tasks.detect.detectors import Detector, SSDetector, TorchvisionDetector
 from condconv.tasks.detect.drawing import confusion_matrices, precision_recall, worst
@@ -43,6 +43,7 @@ class Detection(Task):
     validation_columns: tuple[str, ...] = ("val_loss", *PRECISION)
     loss_title = "loss of classes and boxes"
     unused = (
+        *OF_LABELS,  # of classes of whole images
         "num_classes", "random_crop", "auto_augment", "conditions", "mixup", "label_smoothing", "dropout", "drop_path",
         "output_stride", "degradations",
     )  # fmt: skip

@@ -31,7 +31,7 @@ class KeypointMeter(nn.Module):
 
     def update(self, output: Any, batch: Batch) -> None:
         """Add a batch. Blank samples have no labelled joints and teach nothing."""
-        self.loss.update(self.loss_of(output, batch), len(batch[0]))
+        self.loss.update(self.loss_of(output, batch).expand(len(batch[0])))
         self.evaluator.add(output, batch)
 
     def compute(self) -> dict[str, float]:

@@ -14,7 +14,7 @@ from condconv.errors import argument_error
 from condconv.evaluation.evaluate import Evaluation
 from condconv.models.pose import POSES
 from condconv.models.specs import SPECS
-from condconv.tasks.base import Batch, Request, Samples, Task
+from condconv.tasks.base import OF_LABELS, Batch, Request, Samples, Task
 from condconv.tasks.keypoints import SCORE
 from condconv.tasks.keypoints.drawing import distances_by_joint, worst
 from condconv.tasks.keypoints.evaluation_report import headline, table_by_joint, write_evaluation
@@ -42,6 +42,7 @@ class Keypoints(Task):
     validation_columns = ("val_loss", *STATISTICS, "pck", "pixel_error")
     loss_title = "half the mean squared error of the heatmaps"
     unused = (
+        *OF_LABELS,  # of classes of whole images
         "num_classes", "random_crop", "auto_augment", "conditions", "mixup", "label_smoothing", "dropout", "drop_path",
         "output_stride", "degradations", "detection_loss",
     )  # fmt: skip

@@ -16,7 +16,7 @@ from condconv.errors import DataError, argument_error
 from condconv.evaluation.evaluate import Evaluation
 from condconv.models.restorer import RESTORERS
 from condconv.runs.config import TrainConfig
-from condconv.tasks.base import Batch, Request, Samples, Task
+from condconv.tasks.base import OF_LABELS, Batch, Request, Samples, Task
 from condconv.tasks.restore import SCORE
 from condconv.tasks.restore.degradations import parse_degradations
 from condconv.tasks.restore.drawing import before_after, quality_by_strength
@@ -37,6 +37,7 @@ class Restoration(Task):
     validation_columns = ("val_loss", "val_psnr", "val_ssim")
     loss_title = "mean squared error"
     unused = (
+        *OF_LABELS,  # of classes of whole images
         "num_classes", "random_crop", "auto_augment", "conditions", "mixup", "label_smoothing", "dropout", "drop_path",
         "output_stride", "detection_loss",
     )  # fmt: skip
@@ -153,7 +154,7 @@ class RestorationMeter(nn.Module):
         if not bool(keep.any()):
             return
         restored, clean = output[keep].float(), batch[1][keep]
-        self.loss.update(F.mse_loss(restored, clean), len(clean))
+        self.loss.update(F.mse_loss(restored, clean).expand(len(clean)))
         self.psnr.update(psnr(restored, clean))
         self.ssim.update(ssim(restored, clean))
 

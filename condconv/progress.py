@@ -1,21 +1,25 @@
-"""The progress bar of every verb that has one."""
+"""How far something is, shown where somebody is watching, and nowhere else."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Progress = Callable[[int, int], None]
 """Is told how much is done, and of how much."""
 
 
 @contextlib.contextmanager
-def progress_bar(what: str) -> Iterator[Progress]:
-    """Show how many `what` are done, on standard error, where somebody is watching."""
+def progress_bar(what: str, console: Console | None = None) -> Iterator[Progress]:
+    """Show how many `what` are done, on a console; on standard error where None."""
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    console = Console(stderr=True)
+    console = console or Console(stderr=True)
     columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task(what, total=None)
