@@ -51,7 +51,7 @@ def pack(experts: Tensor, groups: int, storage: str) -> tuple[Tensor, Tensor | N
         ArgumentError: the storage has no such name, or an expert to be stored as whole numbers is not finite.
     """
     if storage not in (*STORAGES, INT4):
-        raise argument_error("pack", "experts", storage, "is no storage", f"use one of {', '.join(STORAGES)}")
+        raise argument_error("pack", "experts", storage, "is no storage", f"use one of {', '.join((*STORAGES, INT4))}")
     matrices = _matrices(experts.detach().float(), groups)
     if storage not in ("int8", INT4):
         return _tiled(matrices).to(STORAGES[storage]), None

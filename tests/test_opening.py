@@ -16,7 +16,6 @@ from condconv import opening
 from condconv.cli.main import main
 from condconv.errors import ArgumentError, CheckpointError, UnknownNameError
 from condconv.models import noted_images
-from condconv.models.saving import FORMAT_VERSION
 from condconv.routers import Router
 from condconv.runs.trained import load_run
 from tests.runs.writing import write_run
@@ -143,7 +142,7 @@ def test_several_conversions_are_done_again_one_after_another(tmp_path: Path) ->
     assert [(part["variant"], part["num_experts"]) for part in config["conversion"]] == [
         ("condconv", 3), ("dynamic_convolution", 2),
     ]  # fmt: skip
-    assert config["format_version"] == FORMAT_VERSION == 2
+    assert config["format_version"] == 2
 
 
 def test_what_is_simple_is_written_as_older_versions_read_it(tmp_path: Path) -> None:
@@ -157,15 +156,13 @@ def test_what_cannot_be_saved_says_what_to_do(tmp_path: Path) -> None:
     other = condconv.convert(Elsewhere(), targets=["second", "third"], share=None)
     other.third.router.gate.forward = lambda logits: logits.softmax(1)
     other.third.router.expert_dropout = 0.5
-    form = condconv.optimize_for_inference(condconv.convert(Elsewhere(), targets=["second"]).eval())
     for model, words in (
         (by_hand, "not converted by condconv.convert"),
         (other, "differs from another one for 8 channels"),
-        (form, "use the network that it was made from"),
     ):
         with pytest.raises(condconv.CondConvError, match=words) as error:
             condconv.save_pretrained(model, tmp_path / "no")
-        assert "load_weights" in str(error.value) or "use the network" in str(error.value)
+        assert "load_weights" in str(error.value)
     assert not (tmp_path / "no").exists()
 
 

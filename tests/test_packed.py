@@ -76,8 +76,8 @@ def test_elements_stand_where_the_layout_says(name: str) -> None:
 
 def test_what_cannot_be_packed_is_named() -> None:
     experts, _, groups = experts_of("dense")
-    with pytest.raises(ArgumentError, match="'int4' is no storage; use one of f32, bf16, int8"):
-        pack(experts, groups, "int4")
+    with pytest.raises(ArgumentError, match="'int2' is no storage; use one of f32, bf16, int8, int4"):
+        pack(experts, groups, "int2")
     experts[0, 0, 0, 0, 0] = math.nan
     with pytest.raises(ArgumentError, match="'int8' cannot hold experts that are NaN or infinite; use 'f32'"):
         pack(experts, groups, "int8")

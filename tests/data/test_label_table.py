@@ -131,8 +131,9 @@ def test_parquet_is_read_too_and_a_missing_package_is_named(folder: Path, monkey
         with pytest.raises(DataError, match="pip install pyarrow"):
             open_source(str(folder), labels=str(path))
     pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
     columns = dict(zip(("image", "label", "split"), zip(*GOOD, strict=True), strict=True))
-    pyarrow.parquet.write_table(pyarrow.table({name: list(values) for name, values in columns.items()}), path)
+    parquet.write_table(pyarrow.table({name: list(values) for name, values in columns.items()}), path)
     assert open_source(str(folder), labels=str(path)).val.labels.tolist() == [0, 1]
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(DataError, match="not a readable Parquet file"):

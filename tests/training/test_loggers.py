@@ -54,7 +54,7 @@ def test_it_gets_the_settings_and_the_numbers_of_each_epoch(tmp_path: Path, monk
     monkeypatch.setattr(loggers, "_open", lambda *_: log)
     assert main(["train", *RUN, "--logger", "tensorboard", "--out", str(tmp_path)]) == 0
     assert [call for call, _ in log.calls] == ["settings", "numbers", "numbers", "end"]
-    assert log.calls[0][1]["model"] == "mobilenetv1_025" and log.calls[0][1]["network"] == "static"
+    assert log.calls[0][1]["model"] == "cifar_resnet8" and log.calls[0][1]["network"] == "static"
     rows = metrics(tmp_path / "small-1")
     for (_, (step, numbers)), row in zip(log.calls[1:3], rows, strict=True):
         assert step == int(row["epoch"])
@@ -130,7 +130,7 @@ def test_mlflow_has_the_numbers_on_this_disk(tmp_path: Path) -> None:
     run = tmp_path / "small-1"
     client = mlflow.MlflowClient((run / "mlflow").resolve().as_uri())
     (found,) = client.search_runs([client.get_experiment_by_name("condconv").experiment_id])
-    assert found.info.status == "FINISHED" and found.data.params["model"] == "mobilenetv1_025"
+    assert found.info.status == "FINISHED" and found.data.params["model"] == "cifar_resnet8"
     history = client.get_metric_history(found.info.run_id, "val_accuracy")
     assert [point.value for point in history] == [float(row["val_accuracy"]) for row in metrics(run)]
 
