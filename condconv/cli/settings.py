@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -18,7 +19,20 @@ from condconv.recipes import load_recipe
 from condconv.runs.config import SECTIONS, TrainConfig
 from condconv.runs.settings import flag
 
+_FORMER_FLAGS = {"--upcycle-from": "--pretrained"}
 _NAMES = tuple(field.name for field in fields(TrainConfig))
+
+
+def present_flags(arguments: Sequence[str]) -> list[str]:
+    """The arguments with former flags under their present names, which are said."""
+    present = []
+    for argument in arguments:
+        name, sign, value = argument.partition("=")
+        if (successor := _FORMER_FLAGS.get(name)) is not None:
+            print(f"notice: {name} is now {successor}", file=sys.stderr)
+            name = successor
+        present.append(f"{name}{sign}{value}")
+    return present
 
 
 def add_settings(parser: Parser) -> None:

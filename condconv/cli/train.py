@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from condconv.cli.parser import Parser
-from condconv.cli.settings import add_settings, completed, parse
+from condconv.cli.settings import add_settings, completed, parse, present_flags
 from condconv.errors import ArgumentError, CondConvError
 from condconv.runs.config import TrainConfig
 from condconv.tasks import task_named_by
@@ -43,7 +43,7 @@ def make_parser() -> Parser:
 
 def run(arguments: Sequence[str]) -> int:
     """Parse, train, and say where the results are."""
-    calls, given = parse(make_parser(), arguments)
+    calls, given = parse(make_parser(), present_flags(arguments))
     settings = completed(given)
     if calls["print_config"]:
         print(yaml.safe_dump({name: value for name, value in settings.items() if value is not None}, sort_keys=False))

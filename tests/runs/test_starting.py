@@ -128,6 +128,16 @@ def test_what_cannot_begin_says_why(tmp_path: Path, few: Source, static_file: Pa
         builder(few, model="cifar_resnet8", pretrained=str(static_file)).static()
 
 
+@pytest.mark.parametrize("words", [["--upcycle-from", "nowhere"], ["--upcycle-from=nowhere"]])
+def test_the_flag_of_before_works_and_names_its_successor(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--data", "digits", "--model", "mobilenetv1_025", "--out", str(tmp_path), *words]) == 2
+    said = capsys.readouterr().err
+    assert said.count("notice: --upcycle-from is now --pretrained") == 1
+    assert "error: --pretrained nowhere: no such file or folder" in said
+
+
 def test_a_run_of_before_says_its_setting_under_the_old_name(tmp_path: Path, static_file: Path) -> None:
     run, _ = write_run(tmp_path, "digits", name="old")
     text = (run / "config.yaml").read_text().replace("pretrained: null", f"upcycle_from: {static_file}")
