@@ -6,8 +6,6 @@ python -m benchmarks.compression --docs     writes the table of docs/compression
 
 from __future__ import annotations
 
-import argparse
-import csv
 import platform
 import re
 from collections.abc import Iterator
@@ -17,7 +15,7 @@ from pathlib import Path
 import torch
 
 import condconv
-from benchmarks.inference_form import digits, trained
+from benchmarks.inference_form import digits, measure_or_rewrite, trained
 from condconv.banks import Packing
 from condconv.compression.options import weights_bytes
 from condconv.compression.verb import accuracy
@@ -75,18 +73,7 @@ def table(lines: list[Line]) -> str:
 
 def main() -> None:
     """Measure, write the CSV and the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--docs", action="store_true", help="write the table from the CSV, without measuring")
-    if not parser.parse_args().docs:
-        lines = list(measured())
-        with OUT.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(lines)
-    with OUT.open(newline="", encoding="utf-8") as file:
-        text = table(list(csv.DictReader(file)))
-    PAGE.write_text(TABLE.sub(lambda _: text, PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-    print(text)
+    measure_or_rewrite(__doc__, measured, table, OUT, PAGE, TABLE)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import argparse
 import csv
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from torch.nn import functional as F
 import condconv
 from condconv.data import open_source
 from condconv.inference.form import ExpertStorage, RestStorage
+from condconv.tables import write_csv
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE / "results" / "inference_form.csv"
@@ -120,20 +121,25 @@ def table(lines: list[Line]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def main() -> None:
-    """Measure, write the CSV and the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def measure_or_rewrite(
+    about: str | None, lines: Callable[[], Iterable[Line]], made: Callable[[list[Line]], str],
+    out: Path, page: Path, place: re.Pattern[str],
+) -> None:  # fmt: skip
+    """The command line: measure and write the CSV, unless --docs is given; then the table at its place of the page."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--docs", action="store_true", help="write the table from the CSV, without measuring")
     if not parser.parse_args().docs:
-        lines = list(measured())
-        with OUT.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(lines)
-    with OUT.open(newline="", encoding="utf-8") as file:
-        text = table(list(csv.DictReader(file)))
-    PAGE.write_text(TABLE.sub(lambda _: text, PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+        found = list(lines())
+        write_csv(out, list(found[0]), (line.values() for line in found))
+    with out.open(newline="", encoding="utf-8") as file:
+        text = made(list(csv.DictReader(file)))
+    page.write_text(place.sub(lambda _: text, page.read_text(encoding="utf-8")), encoding="utf-8")
     print(text)
+
+
+def main() -> None:
+    """Measure, write the CSV and the table."""
+    measure_or_rewrite(__doc__, measured, table, OUT, PAGE, TABLE)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from condconv.tasks.keypoints.heatmaps import encode, unmirrored
 from condconv.tasks.keypoints.joints import mirror_of
 from condconv.tasks.keypoints.meter import KeypointMeter
 from condconv.tasks.keypoints.opening import open_keypoints
-from condconv.tasks.keypoints.prediction import locate_all
+from condconv.tasks.keypoints.prediction import locate_joints
 from condconv.tasks.keypoints.scores import STATISTICS
 from condconv.tasks.keypoints.view import KeypointView
 from condconv.tasks.outputs import check_new_folder
@@ -147,8 +147,8 @@ class Keypoints(Task):
         check_new_folder(out)
 
     def predict(self, request: Request) -> list[str]:
-        """See `prediction.locate_all`."""
-        return locate_all(self, request)
+        """See `prediction.locate_joints`."""
+        return locate_joints(self, request)
 
 
 TASK = Keypoints
