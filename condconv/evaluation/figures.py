@@ -51,6 +51,33 @@ def drawable(name: str) -> str:
     return "".join(letters).replace("$", r"\$")
 
 
+def sheet(pictures: int, height: float) -> tuple[Figure, list[Any]]:
+    """A figure of pictures, three in a row, and the axes of each; `height` of one in inches."""
+    columns = min(3, max(1, pictures))
+    rows = max(1, -(-pictures // columns))
+    figure = Figure(figsize=(4.2 * columns, height * rows), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False).flatten())
+    for axes in panels:
+        axes.axis("off")
+    return figure, panels
+
+
+def one_picture(image: Tensor) -> tuple[Figure, Any]:
+    """A figure as large as an image, uint8 (C, H, W), which it shows, and its axes."""
+    height, width = image.shape[1:]
+    figure = Figure(figsize=(max(3.0, width / 100), max(3.0, height / 100)), layout="constrained")
+    axes = figure.subplots()
+    axes.axis("off")
+    show(axes, image)
+    return figure, axes
+
+
+def show(axes: Any, image: Tensor) -> None:
+    """Show an image, uint8 (C, H, W); what is drawn outside of it does not shrink it."""
+    axes.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
+    axes.autoscale(False)
+
+
 def png(figure: Figure) -> bytes:
     """The figure as a PNG."""
     buffer = io.BytesIO()

@@ -49,14 +49,9 @@ def worst(found: Detected, load: Callable[[int], Tensor]) -> bytes:
     """The images with the most mistakes, each with its objects (dashed) and its detections (solid); a PNG."""
     order = sorted(range(len(found.places)), key=lambda i: mistakes(found.truths[i], found.detections[i]), reverse=True)
     chosen = order[:IMAGES]
-    columns = min(3, max(1, len(chosen)))
-    rows = max(1, -(-len(chosen) // columns))
-    figure = Figure(figsize=(4.2 * columns, 3.6 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axes in panels:
-        axes.axis("off")
+    figure, panels = figures.sheet(len(chosen), 3.6)
     for axes, index in zip(panels, chosen, strict=False):
-        axes.imshow(load(found.places[index]).permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
+        figures.show(axes, load(found.places[index]))
         truth, detections = found.truths[index], shown(found.detections[index])
         _boxes(axes, truth.boxes, truth.labels, "--")
         _boxes(axes, detections.boxes, detections.labels, "-")
@@ -66,11 +61,7 @@ def worst(found: Detected, load: Callable[[int], Tensor]) -> bytes:
 
 def with_boxes(image: Tensor, detections: Detections, classes: Sequence[str]) -> bytes:
     """One image, uint8 (C, H, W), with its detections, their classes and scores; a PNG."""
-    height, width = image.shape[1:]
-    figure = Figure(figsize=(max(3.0, width / 100), max(3.0, height / 100)), layout="constrained")
-    axes = figure.subplots()
-    axes.axis("off")
-    axes.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
+    figure, axes = figures.one_picture(image)
     kept = shown(detections)
     _boxes(axes, kept.boxes, kept.labels, "-")
     for box, score, label in zip(*(part.tolist() for part in kept), strict=True):

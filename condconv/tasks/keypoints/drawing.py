@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -38,14 +39,9 @@ def distances_by_joint(found: Mapping[str, Located]) -> bytes:
 def worst(found: Located, load: Callable[[int], Tensor]) -> bytes:
     """The instances with the largest mean distance; circles: the joints, crosses: where they were found; a PNG."""
     order = np.argsort(-np.nanmean(found.relative, axis=1))[:IMAGES]
-    columns = min(3, max(1, len(order)))
-    rows = max(1, -(-len(order) // columns))
-    figure = Figure(figsize=(4.2 * columns, 3.8 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axes in panels:
-        axes.axis("off")
+    figure, panels = figures.sheet(len(order), 3.8)
     for axes, place in zip(panels, order.tolist(), strict=False):
-        _show(axes, load(found.places[place]))
+        figures.show(axes, load(found.places[place]))
         truth = found.instances[place].joints
         _points(axes, truth[truth[:, 2] > 0].tolist(), [k for k in range(len(truth)) if truth[k, 2] > 0], "o")
         _points(axes, found.joints[place].tolist(), range(len(truth)), "x")
@@ -55,11 +51,7 @@ def worst(found: Located, load: Callable[[int], Tensor]) -> bytes:
 
 def with_joints(image: Tensor, joints: Tensor, names: Sequence[str]) -> bytes:
     """One image, uint8 (C, H, W), with the joints (K, 3) that are sure enough, and their names; a PNG."""
-    height, width = image.shape[1:]
-    figure = Figure(figsize=(max(3.0, width / 100), max(3.0, height / 100)), layout="constrained")
-    axes = figure.subplots()
-    axes.axis("off")
-    _show(axes, image)
+    figure, axes = figures.one_picture(image)
     for k, (x, y, score) in enumerate(joints.tolist()):
         if score >= SHOWN_SCORE:
             _points(axes, [(x, y)], [k], "x")
@@ -67,11 +59,6 @@ def with_joints(image: Tensor, joints: Tensor, names: Sequence[str]) -> bytes:
     return figures.png(figure)
 
 
-def _show(axes, image: Tensor) -> None:  # type: ignore[no-untyped-def]
-    axes.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
-    axes.autoscale(False)  # a joint that was found outside does not shrink the image
-
-
-def _points(axes, points: Sequence[Sequence[float]], joints: Sequence[int], marker: str) -> None:  # type: ignore[no-untyped-def]
+def _points(axes: Any, points: Sequence[Sequence[float]], joints: Sequence[int], marker: str) -> None:
     for (x, y, *_), k in zip(points, joints, strict=True):
         axes.plot(x, y, marker, color=COLOURS[k % len(COLOURS)], markersize=5, fillstyle="none")
