@@ -13,6 +13,7 @@ from torch import Tensor
 
 import condconv
 from condconv.banks import PackedBank
+from condconv.execution import AUTO, choose
 from condconv.packed import STORAGES
 from tests.execution.native_cases import LAYOUTS, NEEDS_NATIVE, Case, Problem, definition, difference, direction_of
 
@@ -72,6 +73,16 @@ def test_an_image_beyond_what_the_operator_counts_in(packed: bool) -> None:
     huge = torch.zeros(1, 1, 1, 1).expand(1, 1, 2**15, 2**14)
     with pytest.raises(condconv.StrategyError, match=r"native': .* 3 x 3 times 32766 x 16382, must be below 2\^31"):
         layer(huge, torch.ones(1, 2))
+
+
+def test_beyond_what_the_operator_counts_in_auto_takes_another_strategy() -> None:
+    layer = condconv.optimize_for_inference(condconv.CondConv2d(1, 2, 3, num_experts=2).eval())
+    packed, pixel = layer.bank(torch.ones(1, 2)), torch.zeros(1, 1, 1, 1)
+    rows = 2**31 // (9 * 1000)  # of 1000 outputs, each of them the sum of 9 products
+    last, beyond = (pixel.expand(1, 1, rows + more, 1002) for more in (2, 3))
+    assert choose(last, packed, layer.geometry, AUTO, "layer") == "native"
+    assert choose(beyond, packed, layer.geometry, AUTO, "layer") != "native"
+    assert choose(pixel.expand(1, 1, 2**16, 2**15), packed, layer.geometry, AUTO, "layer") != "native"
 
 
 @KINDS
