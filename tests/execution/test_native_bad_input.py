@@ -14,7 +14,7 @@ from torch import Tensor
 import condconv
 from condconv.banks import PackedBank
 from condconv.execution import AUTO, choose
-from condconv.packed import STORAGES
+from condconv.packing import STORAGES
 from tests.execution.native_cases import LAYOUTS, NEEDS_NATIVE, Case, Problem, definition, difference, direction_of
 
 pytestmark = NEEDS_NATIVE
@@ -137,7 +137,7 @@ def test_an_expert_that_no_example_uses_may_be_spoiled(kind: str, storage: str) 
     clean.coefficients[:, 1] = problem.coefficients[:, 1] = 0.0
     experts = problem.experts.clone()
     experts[1] = math.nan
-    problem.packed = condconv.packed.pack(experts, case.groups, storage)[0]
+    problem.packed = condconv.packing.pack(experts, case.groups, storage)[0]
     assert torch.equal(problem.run(), clean.run())
     leaves = (problem.x, problem.coefficients, experts.float())
     y = torch.ops.condconv.conv2d(*leaves, *case.geometry())
