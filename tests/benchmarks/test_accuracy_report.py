@@ -12,7 +12,7 @@ from benchmarks.accuracy.comparison import Outcome, estimate, total_epochs
 from benchmarks.accuracy.figure import draw
 from benchmarks.accuracy.markdown import between
 from benchmarks.accuracy.report import PAGE, README, WHEN, page, studies, verdict, with_tables
-from condconv.runs.report import results_table
+from condconv.runs.summary import results_table
 from condconv.studies.study import Study, read_study
 from condconv.tasks import score_of
 from tests.studies.test_study import row, write_study
