@@ -13,7 +13,7 @@ from benchmarks.accuracy.figure import draw
 from benchmarks.accuracy.markdown import between
 from benchmarks.accuracy.report import PAGE, README, WHEN, page, studies, verdict, with_tables
 from condconv.runs.config import TrainConfig
-from condconv.runs.report import results_table
+from condconv.runs.summary import results_table
 from condconv.studies.study import START_FROM, WIDENED_TO, Study, read_study
 from condconv.tasks import score_of, task_of
 from tests.studies.test_study import row, write_study
