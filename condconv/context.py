@@ -23,17 +23,19 @@ TRACED = torch.__version__ >= "2.14"
 
 _variables: list[ContextVar[tuple[object, ...]]] = []
 """Of all stacks."""
+_entered: ContextVar[bool] = ContextVar("condconv blocks", default=False)
+"""Whether one of them holds anything."""
 
 
 def only_runs() -> bool:
     """Whether a forward pass is all that happens here: no gradient, trace, transform, cast, nor block of ours."""
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch._C._is_any_autocast_enabled():
         return False
-    for variable in _variables:
-        if variable.get():
-            return False
     return not (
-        transformed() or torch._C._get_tracing_state() is not None or torch.autograd.forward_ad._current_level >= 0
+        _entered.get()
+        or transformed()
+        or torch._C._get_tracing_state() is not None
+        or torch.autograd.forward_ad._current_level >= 0
     )
 
 
@@ -68,4 +70,5 @@ class ContextStack(Generic[T]):
     def set(self, values: tuple[T, ...]) -> None:
         """Let these values hold from here on, whatever did before."""
         self._variable.set(values)
+        _entered.set(any(variable.get() for variable in _variables))
         self._attribute = values

@@ -102,6 +102,12 @@ class Bank(nn.Module):
         """The kernels (n, *kernel_shape) that it mixes, or None where there are none."""
         return None
 
+    def held(self) -> tuple[Tensor | None, ...]:
+        """All tensors of its own; none where a hook sees it run, which may change what they stand for."""
+        if self._forward_hooks or self._forward_pre_hooks:
+            return ()
+        return *self._parameters.values(), *self._buffers.values()
+
     def common(self) -> nn.Module | None:
         """The module that it shares with the banks of other layers, or None."""
         return None

@@ -56,6 +56,9 @@ strategies: Registry[Strategy] = Registry("strategy")
 for _strategy in (Reference(), Grouped(), BatchedGemm(), MixtureOfExperts(), StaticKernel(), Native(), Triton()):
     strategies.register(_strategy.name, _strategy)
 
+Road = Callable[[Tensor, Tensor], Tensor]
+"""From x (B, I, *space) and coefficients (B, D) to y (B, O, *space)."""
+
 Watcher = Callable[[str, Tensor, Lowered, ConvGeometry], None]
 """Called with (strategy, x, lowered, geometry) before a strategy runs."""
 
@@ -221,6 +224,11 @@ def run(x: Tensor, lowered: Lowered, geometry: ConvGeometry, strategy: str) -> T
         return _with_bias(scaled.convolve(x, lowered, geometry, chosen), lowered, geometry)
     y = chosen(x, lowered, geometry)
     return y if chosen.adds_bias else _with_bias(y, lowered, geometry)
+
+
+def road(lowered: Lowered, geometry: ConvGeometry, strategy: str) -> Road | None:
+    """`run` with what is in a lowered form beside its coefficients settled, where the strategy gains by it."""
+    return Native.road(lowered, geometry) if strategy == Native.name else None
 
 
 def _with_bias(y: Tensor, lowered: Lowered, geometry: ConvGeometry) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from condconv.errors import RoutingError, ShapeError, argument_error
 from condconv.execution import AUTO, Pins, check_strategy, choose, execute, pinned
 from condconv.geometry import ConvGeometry
 from condconv.layers.design import Design, RouterFactory, made_router
+from condconv.layers.known import Known, known
 from condconv.reuse import reuse
 from condconv.routers import Router, RoutingScope
 from condconv.routing_hooks import run_hooks
@@ -43,23 +44,6 @@ _MIX_TYPES = ("native", "triton")
 Self = TypeVar("Self", bound="ConditionalLayer")
 
 
-class _Known(NamedTuple):
-    """What a plain forward pass found out, and another one with such an input need not ask again."""
-
-    shape: torch.Size
-    stride: int
-    """From channel to channel."""
-    dtype: torch.dtype
-    device: torch.device
-    geometry: ConvGeometry
-    form: tuple[object, ...]
-    """Of what the bank made of the coefficients."""
-    asked: str
-    """The layer's strategy."""
-    strategy: str
-    """The one that ran."""
-
-
 class ConditionalLayer(nn.Module):
     """What all conditional layers share: routing, checks, and the road from coefficients to output.
 
@@ -76,7 +60,7 @@ class ConditionalLayer(nn.Module):
     site: ConvSite
     in_channels: int
     out_channels: int
-    _known: _Known | None = None
+    _known: Known | None = None
 
     def _set_up(
         self,
@@ -182,23 +166,22 @@ class ConditionalLayer(nn.Module):
             raise ShapeError(f"{self._where()}: {error}") from None
         return coefficients
 
-    def _knows(self, x: Tensor, geometry: ConvGeometry) -> _Known | None:
+    def _knows(self, x: Tensor, geometry: ConvGeometry) -> Known | None:
         """What is known of a forward pass with such an input where nothing else happens here."""
-        if not only_runs() or (known := self._known) is None or type(x) is not Tensor or x.shape != known.shape:
-            return None
-        if x.dtype is not known.dtype or x.device != known.device or x.layout is not torch.strided:
-            return None
-        if x.stride(1) != known.stride or known.geometry is not geometry or self.pins:
-            return None
-        return known if known.asked is self.strategy else None
+        known = self._known
+        fits = known is not None and only_runs() and known.fits(x, geometry, self.strategy) and not self.pins
+        return known if fits else None
 
-    def _remember(self, x: Tensor, lowered: Any, geometry: ConvGeometry) -> None:
+    def _remember(self, x: Tensor, coefficients: Tensor, lowered: Any, geometry: ConvGeometry) -> None:
         """Know the next time what has just run, where that is all there is to know."""
         if type(x) is Tensor and x.shape[0] > 0 and not self.pins and only_runs():
             strategy = self._last_strategy
             assert strategy is not None
-            kind = x.shape, x.stride(1), x.dtype, x.device
-            self._known = _Known(*kind, geometry, lowered.form, self.strategy, strategy)
+            self._known = known(x, coefficients, lowered, self.bank, geometry, self.strategy, strategy)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copy and pickle what it is, not what it remembers: that is made of its own tensors."""
+        return {name: value for name, value in self.__dict__.items() if name != "_known"}
 
     def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Change dtype or device (`nn.Module.to` and its kin): what was known holds no longer."""

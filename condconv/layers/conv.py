@@ -201,10 +201,13 @@ class _ConditionalConv(ConditionalLayer):
             if coefficients is None:
                 coefficients = self._own_coefficients(x)
             if type(coefficients) is Tensor and coefficients.shape == (x.shape[0], self.num_coefficients):
+                if self._last_strategy != known.strategy:  # An nn.Module sets them slowly.
+                    self._last_strategy = known.strategy
+                bank: Any = self._modules["bank"]
+                if known.road is not None and known.still(bank):
+                    return known.road(x, coefficients)
                 lowered = self._lower(coefficients)
                 if lowered.form == known.form:
-                    if self._last_strategy != known.strategy:  # An nn.Module sets them slowly.
-                        self._last_strategy = known.strategy
                     return run(x, lowered, geometry, known.strategy)
         tracing = isinstance(x, torch.fx.Proxy)
         if not tracing:
@@ -220,7 +223,7 @@ class _ConditionalConv(ConditionalLayer):
             padded = F.pad(x, self._prepad, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
         y = self._convolve(padded, lowered, geometry)
         if padded is x and not single:
-            self._remember(x, lowered, geometry)
+            self._remember(x, coefficients, lowered, geometry)
         return y.squeeze(0) if single else y
 
     @classmethod

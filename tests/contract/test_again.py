@@ -52,6 +52,26 @@ def test_experts_that_have_changed() -> None:
             layer(x)
 
 
+@pytest.mark.parametrize("experts", ["learned", "int8"])
+def test_a_bank_that_is_another_one(experts: str) -> None:
+    layer, x, y = called(ONE, bias=False)
+    if experts != "learned":
+        layer = condconv.optimize_for_inference(nn.Sequential(layer), experts=experts)[0]
+    seen: list[Tensor] = []
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), y, atol=0.02, rtol=0.02)
+        handle = layer.bank.register_forward_hook(lambda bank, inputs, lowered: seen.append(lowered.coefficients))
+        layer(x)
+        handle.remove()
+        assert len(seen) == 1
+        name, held = next(iter(layer.bank.state_dict(keep_vars=True).items()))
+        zeros = torch.zeros_like(held)
+        assert not torch.func.functional_call(layer, {f"bank.{name}": zeros}, (x,)).any()
+        assert layer(x).any()
+        setattr(layer.bank, name, nn.Parameter(zeros) if isinstance(held, nn.Parameter) else zeros)
+        assert not layer(x).any()
+
+
 def test_what_watches_and_replaces_still_does() -> None:
     layer, x, y = called(ONE)
     with torch.no_grad():

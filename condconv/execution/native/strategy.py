@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -78,6 +78,26 @@ class Native:
             if not ours or _LIMIT not in said:
                 raise
             raise StrategyError(f"strategy='native': {said.splitlines()[0]}; pass strategy='grouped'") from error
+
+    @staticmethod
+    def road(lowered: Lowered, geometry: ConvGeometry) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """What plain inference comes to where only x and coefficients change, None where it takes more than a call."""
+        fixed = geometry.stride, geometry.padding, geometry.dilation, geometry.groups
+        if geometry.rank != 2:
+            return None
+        if isinstance(lowered, Packed):
+            kept, threshold = (*lowered[1:5], lowered.kernel_shape, *fixed), lowered.threshold
+            return lambda x, coefficients: torch.ops.condconv.conv2d_packed.default(x, coefficients, *kept, threshold)
+        if not isinstance(lowered, Mixture) or lowered.expert_bias is not None:
+            return None
+        experts = lowered.experts
+
+        def convolve(x: Tensor, coefficients: Tensor) -> Tensor:
+            with torch._C._AutoDispatchBelowAutograd():
+                y: Tensor = torch.ops.condconv.conv2d.default(x, coefficients, experts, *fixed)
+            return y
+
+        return convolve
 
     def _convolve(self, x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> Tensor:
         assert isinstance(lowered, Mixture | Packed)
