@@ -50,7 +50,7 @@ _LAZY = {
 } | {
     "compress": "condconv.compression",
     "export": "condconv.exporting",
-    "from_pretrained": "condconv.opening",
+    "from_pretrained": "condconv.pretrained",
     "optimize_for_inference": "condconv.inference",
 }
 _PACKAGES = ("analysis", "compression", "data", "exporting", "inference", "models")

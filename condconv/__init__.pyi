@@ -33,7 +33,7 @@ from condconv.models.saving import save_pretrained as save_pretrained
 from condconv.models.zoo import create_model as create_model
 from condconv.models.zoo import list_models as list_models
 from condconv.models.zoo import static_twin as static_twin
-from condconv.opening import from_pretrained as from_pretrained
+from condconv.pretrained import from_pretrained as from_pretrained
 from condconv.reuse import reuse_kernels as reuse_kernels
 from condconv.routers.gates import SigmoidGate as SigmoidGate
 from condconv.routers.gates import SoftmaxGate as SoftmaxGate

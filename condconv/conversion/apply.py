@@ -16,11 +16,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from condconv.arguments import a_module, flag
+from condconv.arguments import a_module, boolean
 from condconv.banks import PackedBank
 from condconv.conversion.same_padding import pads_same, same_padded
 from condconv.conversion.sharing import Group
-from condconv.conversion.upcycle import upcycle
+from condconv.conversion.upcycle import upcycle_bank
 from condconv.errors import ConversionError
 from condconv.layers import ConditionalBlock, ConditionalLayer, RouterFactory, TiledConv2d, made_router, site_of
 from condconv.routers import Router, RoutingScope, StepWatch, annealed_gates, attach_scope, detach_scopes
@@ -135,7 +135,7 @@ def revert(model: nn.Module, discard_training: bool = False) -> nn.Module:
         ConversionError: there is nothing to revert, a layer has no original, or experts or routers have changed.
     """
     a_module("revert", "model", model)
-    flag("revert", "discard_training", discard_training)
+    boolean("revert", "discard_training", discard_training)
     refuse_inference_form(model, "revert")
     layers, blocks = list(conditional_layers(model)), list(conditional_blocks(model))
     if not layers and not blocks:
@@ -259,7 +259,7 @@ def _share_watch(routers: Sequence[nn.Module]) -> None:
 def _initialise(layer: ConditionalLayer, step: Step, router: Router, init: str) -> None:
     if init == "upcycle":
         static = cast(Any, step.static)
-        upcycle(layer.bank, router, static.weight, static.bias, step.name)
+        upcycle_bank(layer.bank, router, static.weight, static.bias, step.name)
 
 
 def _routers(model: nn.Module) -> dict[RoutingScope, Router]:

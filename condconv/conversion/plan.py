@@ -20,7 +20,7 @@ from condconv.conversion.select import Targets, select
 from condconv.conversion.sharing import Group, Sharing, share_routing
 from condconv.conversion.sites import Survey, survey
 from condconv.conversion.together import STAGE, together
-from condconv.conversion.upcycle import upcycle
+from condconv.conversion.upcycle import upcycle_bank
 from condconv.counting.count import own_sizes, paper_cost
 from condconv.counting.trace import Call, Inputs
 from condconv.errors import SiteError
@@ -222,7 +222,7 @@ class _Rows:
     def check_upcycling(self, name: str) -> None:
         """Raise `ConversionError` where a router cannot be made constant, or its bank not start from that."""
         bank = self._banks[name]
-        upcycle(bank, self._make(name), torch.empty(bank.kernel_shape, device="meta"), None, "plan")
+        upcycle_bank(bank, self._make(name), torch.empty(bank.kernel_shape, device="meta"), None, "plan")
 
     def _make(self, layer: str, **changes: Any) -> Router:
         place = self._found.sites[layer]
