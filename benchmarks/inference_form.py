@@ -22,7 +22,7 @@ from torch.nn import functional as F
 import condconv
 from condconv.data import open_source
 from condconv.inference.form import ExpertStorage, RestStorage
-from condconv.tables import write_csv
+from condconv.safe_text import write_csv
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE / "results" / "inference_form.csv"

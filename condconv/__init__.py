@@ -40,7 +40,7 @@ from condconv.routers import (
 )
 from condconv.routing_hooks import detect_nonfinite, override_routing, record_routing
 from condconv.tuning import tune
-from condconv.variants import variants
+from condconv.variants import block_variants, variants
 
 __version__ = "0.1.0"
 
@@ -50,7 +50,7 @@ _LAZY = {
 } | {
     "compress": "condconv.compression",
     "export": "condconv.exporting",
-    "from_pretrained": "condconv.opening",
+    "from_pretrained": "condconv.pretrained",
     "optimize_for_inference": "condconv.inference",
 }
 _PACKAGES = ("analysis", "compression", "data", "exporting", "inference", "models")
@@ -100,7 +100,8 @@ __all__ = [
 ]
 
 _LAYERS = {layer.__name__: layer for variant in variants for layer in variants[variant].layers}
-"""The layers of all variants are public names; type checkers read them in `__init__.pyi`."""
+_LAYERS |= {block.__name__: block for block in (block_variants[name].block for name in block_variants)}
+"""The layers and blocks of all variants are public names; type checkers read them in `__init__.pyi`."""
 __all__ += list(_LAYERS)
 __all__.sort()
 

@@ -33,7 +33,7 @@ from condconv.models.saving import save_pretrained as save_pretrained
 from condconv.models.zoo import create_model as create_model
 from condconv.models.zoo import list_models as list_models
 from condconv.models.zoo import static_twin as static_twin
-from condconv.opening import from_pretrained as from_pretrained
+from condconv.pretrained import from_pretrained as from_pretrained
 from condconv.reuse import reuse_kernels as reuse_kernels
 from condconv.routers.gates import SigmoidGate as SigmoidGate
 from condconv.routers.gates import SoftmaxGate as SoftmaxGate
@@ -58,6 +58,7 @@ from condconv.variants.dynamic_convolution import DynamicConv2d as DynamicConv2d
 from condconv.variants.dynamic_convolution import DynamicConv3d as DynamicConv3d
 from condconv.variants.dynamic_convolution import DynamicConvTranspose2d as DynamicConvTranspose2d
 from condconv.variants.dynamic_convolution import DynamicLinear as DynamicLinear
+from condconv.variants.gated_block import GatedBlock as GatedBlock
 from condconv.variants.kernel_warehouse import KernelWarehouseConv1d as KernelWarehouseConv1d
 from condconv.variants.kernel_warehouse import KernelWarehouseConv2d as KernelWarehouseConv2d
 from condconv.variants.kernel_warehouse import KernelWarehouseConv3d as KernelWarehouseConv3d
@@ -65,6 +66,11 @@ from condconv.variants.kernel_warehouse import KernelWarehouseLinear as KernelWa
 from condconv.variants.odconv import ODConv1d as ODConv1d
 from condconv.variants.odconv import ODConv2d as ODConv2d
 from condconv.variants.odconv import ODConv3d as ODConv3d
+from condconv.variants.sparse_moe import SparseMoEConv1d as SparseMoEConv1d
+from condconv.variants.sparse_moe import SparseMoEConv2d as SparseMoEConv2d
+from condconv.variants.sparse_moe import SparseMoEConv3d as SparseMoEConv3d
+from condconv.variants.sparse_moe import SparseMoEConvTranspose2d as SparseMoEConvTranspose2d
+from condconv.variants.sparse_moe import SparseMoELinear as SparseMoELinear
 from condconv.variants.squeeze_excite import SqueezeExciteConv1d as SqueezeExciteConv1d
 from condconv.variants.squeeze_excite import SqueezeExciteConv2d as SqueezeExciteConv2d
 from condconv.variants.squeeze_excite import SqueezeExciteConv3d as SqueezeExciteConv3d

@@ -84,7 +84,7 @@ def probability(where: str, name: str, value: Any) -> float:
     return number(where, name, value, minimum=0, below=1, remedy="pass 0 to switch it off")
 
 
-def flag(where: str, name: str, value: Any) -> bool:
+def boolean(where: str, name: str, value: Any) -> bool:
     """Return True or False; nothing that is merely true or false in a condition."""
     if not isinstance(value, bool):
         raise argument_error(where, name, value, "must be True or False", "pass one of the two")

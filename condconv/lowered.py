@@ -3,7 +3,7 @@
 A bank lowers its parameters to one of these forms, and a strategy needs to know nothing else:
 
 * `Mixture`: n experts and each example's mixing weights, not yet mixed: W(x) = Σᵢ αᵢ(x) Wᵢ;
-* `Packed`: the same with experts as an inference form stores them (`condconv.packed`);
+* `Packed`: the same with experts as an inference form stores them (`condconv.packing`);
 * `Cells`: kernels cut into cells of one size, each of them mixed from the same n cells;
 * `Blocks`: kernels with a weight for each output channel and block of input channels;
 * `Kernels`: one dense kernel for each example;
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from condconv.assembled import Blocks, Cells
-from condconv.packed import unpack
+from condconv.packing import unpack
 
 
 class Kernels(NamedTuple):
@@ -112,7 +112,7 @@ class Packed(NamedTuple):
     coefficients: Tensor
     """(B, n)."""
     packed: Tensor
-    """The experts in the layout of `condconv.packed`, 1-D, f32, bf16 or int8."""
+    """The experts in the layout of `condconv.packing`, 1-D, f32, bf16 or int8."""
     scale: Tensor | None
     """(n, padded columns) f32 for int8 experts, else None."""
     expert_bias: Tensor | None

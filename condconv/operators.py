@@ -1,7 +1,7 @@
 """The compiled operators of csrc/, loaded with this module: whether they are there, and what they use of this CPU.
 
     condconv::conv2d          experts as the bank holds them, differentiable
-    condconv::conv2d_packed   experts in the layout of `condconv.packed`, for inference
+    condconv::conv2d_packed   experts in the layout of `condconv.packing`, for inference
     condconv::pooled_linear   a router's logits, or its coefficients, for inference
 
 What torch must know of them besides their kernels stands in `condconv.execution.native`.

@@ -46,7 +46,7 @@ def run_hooks(layer: nn.Module, coefficients: Tensor) -> Tensor:
 
 
 def conditional_names(model: nn.Module, where: str) -> dict[int, str]:
-    """Id → name of the conditional layers of a model (those that have experts); compiled code is refused."""
+    """Id → name of the conditional layers and blocks of a model; compiled code is refused."""
     a_module(where, "model", model)
     for name, child in model.named_modules():
         compiled = getattr(child, "_compiled_call_impl", None) is not None
@@ -55,7 +55,7 @@ def conditional_names(model: nn.Module, where: str) -> dict[int, str]:
                 f"{where}: {name or 'model'} ({type(child).__name__}) is compiled, and compiled code runs none of the "
                 "hooks; pass the module that was handed to torch.compile and run that one"
             )
-    names = {id(m): name for name, m in model.named_modules() if getattr(m, "num_experts", None) and hasattr(m, "bank")}
+    names = {id(m): name for name, m in model.named_modules() if hasattr(m, "num_coefficients")}
     if not names:
         raise ArgumentError(
             f"{where}: model={type(model).__name__} has no conditional layer; convert it first with condconv.convert"

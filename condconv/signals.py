@@ -57,6 +57,11 @@ class StopRequest:
             raise Interrupted(self.signum)
 
 
+def ignore_interrupts(worker: int = 0) -> None:
+    """Leave Ctrl-C to the main process, which ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def agree(value: int) -> int:
     """The largest value of all processes, so that they save and stop at the same step."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):

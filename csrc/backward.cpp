@@ -11,7 +11,7 @@ namespace {
 // Gradients (B, C, OH, OW) NHWC with zeros between them, as far apart as the stride puts them.
 Tensor spread(const Geometry& g, const Tensor& grad) {
   const int64_t height = (g.out_height - 1) * g.stride_h + 1, width = (g.out_width - 1) * g.stride_w + 1;
-  Tensor out = empty_map(grad, ScalarType::Float, false, g.batch, g.out_channels, height, width);
+  Tensor out = empty_map(ScalarType::Float, false, g.batch, g.out_channels, height, width);
   torch::stable::zero_(out);
   float* to = static_cast<float*>(out.mutable_data_ptr());
   const float* from = floats(grad);
@@ -31,13 +31,13 @@ Tensor spread(const Geometry& g, const Tensor& grad) {
 Tensor depthwise_input_gradient(const Geometry& g, const Map& grad, const float* coefficients, const Tensor& weight, bool planar) {
   const bool spreads = g.stride_h > 1 || g.stride_w > 1, inside = planar && !spreads;
   const Tensor from = spreads ? spread(g, in_layout(grad.tensor, false)) : in_layout(grad.tensor, inside);
-  Tensor out = empty_map(from, ScalarType::Float, inside, g.batch, g.in_channels, g.height, g.width);
+  Tensor out = empty_map(ScalarType::Float, inside, g.batch, g.in_channels, g.height, g.width);
   Geometry back = g;
   back.height = from.size(2), back.width = from.size(3);
   back.stride_h = back.stride_w = 1;
   back.pad_h = g.dilation_h * (g.kernel_h - 1) - g.pad_h, back.pad_w = g.dilation_w * (g.kernel_w - 1) - g.pad_w;
   back.out_height = g.height, back.out_width = g.width;
-  const Tensor packed = pack(experts_of(g, floats(weight), true), weight);
+  const Tensor packed = pack(experts_of(g, floats(weight), true));
   const Bank bank = bank_of(packed.const_data_ptr(), g.experts);
   Depthwise d = depthwise_of(back, Storage::f32, from.const_data_ptr(), out.mutable_data_ptr(), coefficients, bank);
   d.flipped = true, d.planar = inside;
@@ -49,7 +49,7 @@ Tensor depthwise_input_gradient(const Geometry& g, const Map& grad, const float*
 Tensor input_gradient(const Geometry& g, const Map& grad, const float* coefficients, const Tensor& weight, bool planar) {
   if (g.depthwise()) return depthwise_input_gradient(g, grad, coefficients, weight, planar);
   const Experts matrices = experts_of(g, floats(weight), true);
-  Tensor out = empty_map(grad.tensor, ScalarType::Float, planar, g.batch, g.in_channels, g.height, g.width);
+  Tensor out = empty_map(ScalarType::Float, planar, g.batch, g.in_channels, g.height, g.width);
   const Rows rows = backward_rows(g);
   run_gemm({g.batch, g.positions(), g.taps(), g.columns(), g.depth(), g.groups, rows.source.data(), rows.target.data(),
             rows.band_end.data(), static_cast<int64_t>(rows.band_end.size()), Storage::f32, grad.tensor.const_data_ptr(), g.outputs(), grad.strides(),
@@ -117,7 +117,7 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad, const Ten
   const Tensor c = dense(as_float(coefficients)), weight = dense(as_float(experts));
   Tensor dx = needs_input && g.batch > 0
                   ? input_gradient(g, dy, floats(c), weight, planar)
-                  : empty_map(x, ScalarType::Float, planar, needs_input ? g.batch : 0, g.in_channels, g.height, g.width);
+                  : empty_map(ScalarType::Float, planar, needs_input ? g.batch : 0, g.in_channels, g.height, g.width);
   Tensor dw = torch::stable::empty_like(weight), dc = torch::stable::empty_like(c);
   if (g.batch > 0) expert_gradient(g, dy, in, floats(c), floats(weight), dw, dc);
   else torch::stable::zero_(dw);

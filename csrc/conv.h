@@ -28,7 +28,7 @@ constexpr Strides strides_of(bool planar, int64_t channels, int64_t positions) {
   return {channels * positions, planar ? 1 : channels, planar ? positions : 1};
 }
 
-// n expert matrices (K rows, N columns) for each group, in the layout of condconv/packed.py.
+// n expert matrices (K rows, N columns) for each group, in the layout of condconv/packing.py.
 struct Bank {
   const void* data;
   Storage storage;

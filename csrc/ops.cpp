@@ -15,7 +15,7 @@ Tensor forward(const Geometry& g, const Tensor& x, const Tensor& coefficients, c
   const Tensor c = dense(as_float(coefficients));
   const bool inside = planar && !half;  // bf16 maps are NHWC while they are convolved
   const Tensor in = half ? nhwc(x, ScalarType::BFloat16) : in_layout(x, inside);
-  Tensor out = empty_map(in, half ? ScalarType::BFloat16 : ScalarType::Float, inside, g.batch, g.out_channels, g.out_height, g.out_width);
+  Tensor out = empty_map(half ? ScalarType::BFloat16 : ScalarType::Float, inside, g.batch, g.out_channels, g.out_height, g.out_width);
   if (g.batch > 0) {
     void* y = out.mutable_data_ptr();
     const Storage maps = half ? Storage::bf16 : Storage::f32;
@@ -43,7 +43,7 @@ Tensor conv2d(const Tensor& x, const Tensor& coefficients, const Tensor& experts
   const Tensor weight = dense(as_float(experts));
   const Experts matrices = experts_of(g, floats(weight), false);
   if (!g.depthwise()) return forward(g, x, coefficients, bank_of(nullptr, g.experts), &matrices, nullptr, nullptr, 0.0f);
-  const Tensor packed = pack(matrices, weight);
+  const Tensor packed = pack(matrices);
   return forward(g, x, coefficients, bank_of(packed.const_data_ptr(), g.experts), nullptr, nullptr, nullptr, 0.0f);
 }
 

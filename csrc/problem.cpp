@@ -1,7 +1,6 @@
 #include "problem.h"
 
 #include <algorithm>
-#include <array>
 #include <limits>
 #include <utility>
 
@@ -88,15 +87,22 @@ Tensor in_layout(const Tensor& t, bool planar) {
   if (planar ? f.is_contiguous() : is_nhwc(f)) return f;
   const bool turns = planar ? is_nhwc(f) : f.is_contiguous();
   if (!turns || f.numel() == 0) return torch::stable::contiguous(f, planar ? MemoryFormat::Contiguous : MemoryFormat::ChannelsLast);
-  Tensor out = empty_map(f, ScalarType::Float, planar, f.size(0), f.size(1), f.size(2), f.size(3));
+  Tensor out = empty_map(ScalarType::Float, planar, f.size(0), f.size(1), f.size(2), f.size(3));
   run_turn(floats(f), planar, f.size(0), f.size(1), f.size(2) * f.size(3), static_cast<float*>(out.mutable_data_ptr()));
   return out;
 }
 
-Tensor empty_map(const Tensor& like, ScalarType type, bool planar, int64_t b, int64_t c, int64_t h, int64_t w) {
-  const std::array<int64_t, 4> size{b, c, h, w};
-  return torch::stable::empty(size, type, std::nullopt, like.device(), std::nullopt,
-                              planar ? MemoryFormat::Contiguous : MemoryFormat::ChannelsLast);
+Tensor empty(std::initializer_list<int64_t> size, std::initializer_list<int64_t> stride, ScalarType type) {
+  const int32_t kind = type == ScalarType::Float ? aoti_torch_dtype_float32() : aoti_torch_dtype_bfloat16();
+  AtenTensorHandle made;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(size.size()), size.begin(), stride.begin(), kind,
+                                                         aoti_torch_device_type_cpu(), 0, &made));
+  return Tensor(made);
+}
+
+Tensor empty_map(ScalarType type, bool planar, int64_t b, int64_t c, int64_t h, int64_t w) {
+  if (planar) return empty({b, c, h, w}, {c * h * w, h * w, w, 1}, type);
+  return empty({b, c, h, w}, {c * h * w, 1, w * c, c}, type);
 }
 
 namespace {
@@ -190,9 +196,8 @@ Experts experts_of(const Geometry& g, const float* data, bool of_input) {
 
 Bank bank_of(const void* packed, int64_t experts) { return {packed, Storage::f32, nullptr, experts, 0}; }
 
-Tensor pack(const Experts& e, const Tensor& like) {
-  const std::array<int64_t, 1> size{e.blocks() * e.block()};
-  Tensor packed = torch::stable::empty(size, ScalarType::Float, std::nullopt, like.device());
+Tensor pack(const Experts& e) {
+  Tensor packed = empty({e.blocks() * e.block()}, {1}, ScalarType::Float);
   run_pack(e, static_cast<float*>(packed.mutable_data_ptr()));
   return packed;
 }

@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <initializer_list>
 #include <tuple>
 #include <vector>
 
@@ -51,7 +52,9 @@ Tensor nhwc(const Tensor& t, ScalarType type);
 // f32, in that layout and without gaps.
 Tensor in_layout(const Tensor& t, bool planar);
 
-Tensor empty_map(const Tensor& like, ScalarType type, bool planar, int64_t b, int64_t c, int64_t h, int64_t w);
+// On the CPU. torch::stable::empty looks its operator up by name, which takes as long as a small convolution.
+Tensor empty(std::initializer_list<int64_t> size, std::initializer_list<int64_t> stride, ScalarType type);
+Tensor empty_map(ScalarType type, bool planar, int64_t b, int64_t c, int64_t h, int64_t w);
 
 struct Map {  // a batch of images of f32 without gaps
   Tensor tensor;
@@ -80,7 +83,7 @@ Experts experts_of(const Geometry& g, const float* data, bool of_input);
 Bank bank_of(const void* packed, int64_t experts);
 
 // Packs all of them: n·|W| numbers are written, whatever the batch.
-Tensor pack(const Experts& e, const Tensor& like);
+Tensor pack(const Experts& e);
 
 // Gradients of x, of the coefficients and of the experts; x's only where it is asked for.
 std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad, const Tensor& x, const Tensor& coefficients,

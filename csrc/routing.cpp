@@ -1,7 +1,6 @@
 // `condconv::pooled_linear`: the logits or the coefficients of a router, from the mean of an image over its positions times a
 // matrix. Small enough for plain loops; one operator in the place of six.
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <optional>
 #include <vector>
@@ -80,8 +79,7 @@ Tensor pooled_linear(const Tensor& x, const Tensor& weight, const Tensor& bias, 
   const bool planar = is_planar(x);
   const Tensor in = in_layout(x, planar), matrix = dense(weight), added = dense(bias);
   const int64_t batch = x.size(0), channels = x.size(1), positions = x.size(2) * x.size(3), n = weight.size(0);
-  const std::array<int64_t, 2> size{batch, n};
-  Tensor out = torch::stable::empty(size, ScalarType::Float, std::nullopt, x.device());
+  Tensor out = empty({batch, n}, {n, 1}, ScalarType::Float);
   const float *from = floats(in), *w = floats(matrix), *b = floats(added);
   float* to = static_cast<float*>(out.mutable_data_ptr());
   torch::stable::parallel_for(0, batch, kWorthThread / (channels * positions + 1) + 1, [&](int64_t begin, int64_t end) {

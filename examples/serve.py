@@ -129,10 +129,12 @@ class Service:
                 found = await asyncio.to_thread(self.network, torch.stack(images))
             except Exception as error:  # Each runtime has its own; whoever waits gets it, and the next batch is taken.
                 for future in futures:
-                    future.set_exception(error)
+                    if not future.done():  # Whoever asked may have gone.
+                        future.set_exception(error)
             else:
                 for future, scores in zip(futures, found, strict=True):
-                    future.set_result(scores)
+                    if not future.done():
+                        future.set_result(scores)
 
     async def health(self, request: Request) -> Response:
         """GET /health."""

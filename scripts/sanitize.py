@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 import condconv
 from condconv.execution import native
-from condconv.packed import STORAGES, pack, unpack
+from condconv.packing import STORAGES, pack, unpack
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 

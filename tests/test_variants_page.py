@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from condconv.variants import variants
+from condconv.variants import block_variants, variants
 
 ROOT = Path(__file__).parent.parent
 ROW = re.compile(r"^\| `(\w+)` \| \[([^]]+)\]\(([^)]+)\) \|.*\| ([^|]+) \|$", re.MULTILINE)
@@ -21,9 +21,10 @@ def rows(page: str) -> dict[str, tuple[str, str, str]]:
 @pytest.mark.parametrize("page", ["README.md", "docs/variants.md"])
 def test_every_variant_has_its_row(page: str) -> None:
     found = rows(page)
-    assert sorted(found) == sorted(variants.names())
-    for name, (title, url, layers) in found.items():
-        variant = variants[name]
+    assert sorted(found) == sorted([*variants, *block_variants])
+    for name, (title, url, classes) in found.items():
+        variant = block_variants[name] if name in block_variants else variants[name]
         assert url == variant.url
-        assert layers.split() == [f"`{layer.__name__}`" for layer in variant.layers]
+        own = (variant.block,) if name in block_variants else variant.layers
+        assert classes.split() == [f"`{layer.__name__}`" for layer in own]
         assert title == variant.title or page == "README.md"

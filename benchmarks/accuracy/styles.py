@@ -77,8 +77,8 @@ def make_image(
     image = Image.new("L", (size, size), _BACKGROUND)
     found: list[tuple[int, list[float]]] = []
     taken: list[tuple[float, float, float]] = []
-    for _ in range(random.integers(1, 6)):
-        radius = float(random.uniform(size / 16, size / 6))
+    for _ in range(random.integers(1, 5)):
+        radius = float(random.uniform(size / 9, size / 5))
         x, y = (float(value) for value in random.uniform(radius, size - radius, 2))
         if any(math.hypot(x - a, y - b) < radius + r for a, b, r in taken):
             continue

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from benchmarks.speed.planner_table import TABLE
 from benchmarks.speed.results import SLOWEST, Line, arguments, read, table
-from condconv.execution.fitted import REACH, SIZES, TREND, Field, Question, place_of
+from condconv.execution.fitted import REACH, SIZES, TREND, Field, FitKey, place_of
 from condconv.execution.fitted import TABLE as FITTED
 from condconv.timing import quantile
 
@@ -46,14 +46,14 @@ class Cell(NamedTuple):
     slowness: tuple[float, ...]
 
 
-def cells_of(lines: Sequence[Line], names: Sequence[str]) -> dict[Question, list[Cell]]:
+def cells_of(lines: Sequence[Line], names: Sequence[str]) -> dict[FitKey, list[Cell]]:
     """What was measured, by question."""
-    found: dict[Question, list[Cell]] = {}
+    found: dict[FitKey, list[Cell]] = {}
     for line in lines:
         times = [float(line[f"{name}_ms"] or "inf") for name in names]
         slowness = tuple(math.log2(min(time / min(times), HOPELESS)) for time in times)
         sizes = {size: float(line[size]) for size in SIZES}
-        question = Question(
+        question = FitKey(
             line["instructions"], line["work"] == "training", line["kind"], line["layout"] == "channels_last"
         )
         found.setdefault(question, []).append(Cell(sizes, place_of(list(sizes.values())), slowness))
@@ -103,7 +103,7 @@ def slowness_of_choices(names: Sequence[str], cells: Sequence[Cell]) -> list[flo
     return found
 
 
-def fitted_rows(names: Sequence[str], measured: dict[Question, list[Cell]]) -> Iterator[dict[str, object]]:
+def fitted_rows(names: Sequence[str], measured: dict[FitKey, list[Cell]]) -> Iterator[dict[str, object]]:
     """The lines of the fit."""
     for question, cells in measured.items():
         chosen, field = fit(names, cells)
@@ -114,7 +114,7 @@ def fitted_rows(names: Sequence[str], measured: dict[Question, list[Cell]]) -> I
             }  # fmt: skip
 
 
-def check(names: Sequence[str], measured: dict[Question, list[Cell]]) -> Iterator[dict[str, object]]:
+def check(names: Sequence[str], measured: dict[FitKey, list[Cell]]) -> Iterator[dict[str, object]]:
     """How the choice compares with the fastest strategy; `exceed` counts those above `SLOWEST`, `mean` is geometric."""
     for question, cells in measured.items():
         slow = slowness_of_choices(names, cells)
@@ -124,7 +124,7 @@ def check(names: Sequence[str], measured: dict[Question, list[Cell]]) -> Iterato
         }  # fmt: skip
 
 
-def columns(question: Question) -> dict[str, object]:
+def columns(question: FitKey) -> dict[str, object]:
     """The question as columns of a table."""
     work, layout = ("forward", "training")[question.training], ("contiguous", "channels_last")[question.channels_last]
     return dict(zip(QUESTION, (question.instructions, work, question.kind, layout), strict=True))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +19,7 @@ from condconv.analysis.results import Analysis, ImageAccess, summarise
 from condconv.data import EpochSampler, ImageView, Source
 from condconv.errors import argument_error
 from condconv.files import require_writable
+from condconv.signals import ignore_interrupts
 
 
 class Grouping(Protocol):
@@ -138,17 +138,12 @@ def validation_batches(
         batch_size=batch_size,
         sampler=EpochSampler(len(source.val), shuffle=True),
         num_workers=workers,
-        worker_init_fn=_ignore_interrupts,
+        worker_init_fn=ignore_interrupts,
         generator=torch.Generator(),
         collate_fn=None if task is None else task.collate,
     )
     for batch in batches:
         yield batch if task is None else (batch[0], task.group_of(batch), batch[2], batch[3])
-
-
-def _ignore_interrupts(worker: int) -> None:
-    """Ctrl-C is for the main process, which then ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def require_channels(model: nn.Module, source: Source) -> None:

@@ -16,7 +16,7 @@ from condconv.analysis.page import render
 from condconv.analysis.results import Analysis, ImageAccess
 from condconv.analysis.tables import write_tables
 from condconv.files import whole_folder
-from condconv.tables import visible
+from condconv.safe_text import visible
 
 PAGE = "report.html"
 

@@ -11,7 +11,7 @@ from condconv.analysis.curves import MEASURED, RecordedNetwork
 from condconv.analysis.figures import TOP_CLASSES
 from condconv.analysis.results import Analysis
 from condconv.analysis.totals import HISTOGRAM_BINS
-from condconv.tables import write_csv
+from condconv.safe_text import write_csv
 
 Cells = Sequence[object]
 

@@ -31,7 +31,7 @@ from condconv.banks.principal import principal_kernels
 from condconv.coefficients import mixing
 from condconv.errors import ConversionError, argument_error
 from condconv.lowered import Mixture
-from condconv.packed import INT4, all_finite
+from condconv.packing import INT4, all_finite
 from condconv.site import ConvSite
 
 RELATIVE_SCALE = 0.5

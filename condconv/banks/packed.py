@@ -1,4 +1,4 @@
-"""The packed bank: the experts of an inference form, in f32, bf16, int8 or int4 and in the layout of `condconv.packed`.
+"""The packed bank: the experts of an inference form, in f32, bf16, int8 or int4 and laid out by `condconv.packing`.
 
     W(x) = Σᵢ αᵢ(x) sᵢ qᵢ,    b(x) = Σᵢ αᵢ(x) bᵢ + t
 
@@ -23,7 +23,7 @@ from condconv.banks.base import Bank
 from condconv.coefficients import mixing
 from condconv.errors import CheckpointError
 from condconv.lowered import Packed, Static
-from condconv.packed import INT4, STORAGES, as_nibbles, from_nibbles, pack, unpack
+from condconv.packing import INT4, STORAGES, as_nibbles, from_nibbles, pack, unpack
 
 
 class PackedBank(Bank):

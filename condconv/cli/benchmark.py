@@ -53,8 +53,8 @@ def run(arguments: Sequence[str]) -> int:
     # Imported here: --help and wrong options answer without loading timm and matplotlib.
     import torch
 
-    from condconv.benchmarking.report import as_table
     from condconv.benchmarking.rows import Benchmark, timing_cells
+    from condconv.benchmarking.timings import as_table
     from condconv.devices import resolve_device
     from condconv.files import whole_folder
 
@@ -86,7 +86,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def measure(benchmark: Benchmark, cells: Sequence[TimingCell], rows: list[TimingRow], folder: Path | None) -> None:
     """Add the rows of each cell, and write all that are there after each."""
-    from condconv.benchmarking.report import as_csv, as_picture
+    from condconv.benchmarking.timings import as_csv, as_picture
     from condconv.files import write_bytes, write_text
 
     with progress_bar("cells") as progress:

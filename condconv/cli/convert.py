@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from condconv.cli.models_argument import add_model, input_size, load_model
 from condconv.cli.parser import Parser
-from condconv.errors import ArgumentError
-from condconv.variants import Share, variants
+from condconv.errors import ArgumentError, argument_error
+from condconv.variants import Share, block_variants, variants
 
 
 def make_parser() -> Parser:
     """The flags of `condconv convert`."""
     parser = Parser(prog="condconv convert", description="Plan a conversion, print it and, with --out, carry it out.")
     add_model(parser)
-    parser.add_argument("--variant", type=str, default="condconv", help=" or ".join(variants.names()))
+    names = [*variants.names(), *block_variants.names()]
+    parser.add_argument("--variant", type=str, default="condconv", help=" or ".join(names))
     parser.add_argument(
         "--targets", type=str, nargs="+", default=None, metavar="TARGET",
         help="kinds, 'last N blocks', 'last N stages' or regular expressions on layer names",
@@ -44,8 +46,12 @@ def make_parser() -> Parser:
 def run(arguments: Sequence[str]) -> int:
     """Plan, print, and convert where asked to."""
     settings = make_parser().parse_args(list(arguments))
-    variant = variants[settings.variant]
-    share = variant.share if settings.share is None else parse_share(settings.share)
+    special: dict[str, Any] = {"share": parse_share(settings.share)} if settings.share is not None else {}
+    if settings.variant not in block_variants:
+        special |= variants[settings.variant].design.parse_options("convert", settings.options)
+    elif settings.options:
+        rule = f"is for variants of layers, and {settings.variant} has no options"
+        raise argument_error("convert", "options", " ".join(settings.options), rule, "leave it out")
     from condconv.conversion import plan
 
     model = load_model(settings.model, settings.network, pretrained=settings.pretrained)
@@ -54,11 +60,10 @@ def run(arguments: Sequence[str]) -> int:
         settings.variant,
         targets=settings.targets,
         num_experts=settings.num_experts,
-        share=share,
         init=settings.init,
         input_size=input_size(settings.input_size, model),
         max_overhead=settings.max_overhead,
-        **variant.design.parse_options("convert", settings.options),
+        **special,
     )
     print(made)
     if settings.out is not None:

@@ -42,7 +42,7 @@ def load_model(name: str, network: str | None = None, **arguments: Any) -> nn.Mo
         CondConvError: no such network or folder; arguments together with a folder; `network` without a run.
     """
     from condconv.models import create_model
-    from condconv.opening import from_pretrained
+    from condconv.pretrained import from_pretrained
 
     given = {key: value for key, value in arguments.items() if value}
     if Path(name).expanduser().is_dir():

@@ -17,7 +17,7 @@ from condconv.errors import ArgumentError
 from condconv.reading import parse_yaml, read_text
 from condconv.recipes import load_recipe
 from condconv.runs.config import SECTIONS, TrainConfig
-from condconv.runs.settings import flag
+from condconv.runs.setting_rules import flag
 
 _FORMER_FLAGS = {"--upcycle-from": "--pretrained"}
 _NAMES = tuple(field.name for field in fields(TrainConfig))

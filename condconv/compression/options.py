@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from condconv.banks import Affine, Bank, Packing
 from condconv.lowered import kernels_of
-from condconv.packed import INT4
+from condconv.packing import INT4
 
 _EXAMPLES = 16
 """Over which kernels are compared."""

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from condconv.arguments import integer, number
 from condconv.banks import Packing
 from condconv.compression.options import choose, levels_of, options_of, variation, weights_bytes
-from condconv.compression.report import Compressed, Step
+from condconv.compression.steps import Compressed, Step
 from condconv.conversion.apply import conditional_layers
 from condconv.conversion.collapse import make_static
 from condconv.conversion.observing import input_of, observe
@@ -31,7 +31,7 @@ from condconv.counting import count
 from condconv.errors import argument_error
 from condconv.inference.folding import affine_behind
 from condconv.inference.form import inference_form
-from condconv.packed import INT4
+from condconv.packing import INT4
 
 Score = Callable[[nn.Module], float]
 

@@ -9,20 +9,20 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from condconv.arguments import a_module, flag
+from condconv.arguments import a_module, boolean
 from condconv.banks import PackedBank
 from condconv.conversion.same_padding import pads_same, same_padded
 from condconv.conversion.sharing import Group
-from condconv.conversion.upcycle import upcycle
+from condconv.conversion.upcycle import upcycle_bank
 from condconv.errors import ConversionError
-from condconv.layers import ConditionalLayer, RouterFactory, TiledConv2d, made_router, site_of
+from condconv.layers import ConditionalBlock, ConditionalLayer, RouterFactory, TiledConv2d, made_router, site_of
 from condconv.routers import Router, RoutingScope, StepWatch, annealed_gates, attach_scope, detach_scopes
 
 _HOOKS = (
@@ -50,11 +50,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Original:
-    """Where a converted layer comes from."""
+    """Where a converted layer, or a block with a gate, comes from."""
 
     static: nn.Module
     digests: tuple[str, ...]
-    """Of the layer's and its router's parameters right after conversion."""
+    """Of the parameters that the conversion made: the layer's and its router's, or the gate's, right after it."""
     dtype: torch.dtype
 
 
@@ -108,8 +108,8 @@ def apply_steps(
     return model
 
 
-def original_of(layer: ConditionalLayer) -> Original | None:
-    """Return where a layer comes from, or None for one that was built conditional or loaded."""
+def original_of(layer: nn.Module) -> Original | None:
+    """Return where a layer or block comes from, or None for one that was built conditional or loaded."""
     return getattr(layer, "original", None)
 
 
@@ -135,20 +135,21 @@ def revert(model: nn.Module, discard_training: bool = False) -> nn.Module:
         ConversionError: there is nothing to revert, a layer has no original, or experts or routers have changed.
     """
     a_module("revert", "model", model)
-    flag("revert", "discard_training", discard_training)
+    boolean("revert", "discard_training", discard_training)
     refuse_inference_form(model, "revert")
-    layers = list(conditional_layers(model))
-    if not layers:
+    layers, blocks = list(conditional_layers(model)), list(conditional_blocks(model))
+    if not layers and not blocks:
         raise ConversionError("revert: the model has no conditional layer, so there is nothing to revert")
-    missing = [name for name, layer in layers if original_of(layer) is None]
+    missing = [name for name, made in [*layers, *blocks] if original_of(made) is None]
     if missing:
         raise ConversionError(
             f"revert: no original is known of {_some(missing)}: built conditional or loaded from disk, where only the "
             "experts are kept; condconv.collapse gives a static network"
         )
     routers = _routers(model)
-    changed = [] if discard_training else [name for name, layer in layers if _has_changed(layer, routers)]
-    if changed:
+    changed = [name for name, layer in layers if _has_changed(layer, routers)]
+    changed += [name for name, block in blocks if _gate_has_changed(block)]
+    if changed and not discard_training:
         raise ConversionError(
             f"revert: {_some(changed)} changed since the conversion, and would go back to the weights of before while "
             "the rest of the network keeps what it learned; use condconv.collapse(model, loader) for a static network "
@@ -161,6 +162,8 @@ def revert(model: nn.Module, discard_training: bool = False) -> nn.Module:
             setattr(parent, child, static)
         if layer is model:
             model = static
+    for _, block in blocks:
+        replace_layer(model, block, block.block)
     return model
 
 
@@ -188,6 +191,13 @@ def conditional_layers(model: nn.Module) -> Iterator[tuple[str, ConditionalLayer
     """Yield the names and conditional layers of a model."""
     for name, module in model.named_modules():
         if isinstance(module, ConditionalLayer):
+            yield name, module
+
+
+def conditional_blocks(model: nn.Module) -> Iterator[tuple[str, ConditionalBlock]]:
+    """Yield the names and conditional blocks of a model."""
+    for name, module in model.named_modules():
+        if isinstance(module, ConditionalBlock):
             yield name, module
 
 
@@ -249,7 +259,7 @@ def _share_watch(routers: Sequence[nn.Module]) -> None:
 def _initialise(layer: ConditionalLayer, step: Step, router: Router, init: str) -> None:
     if init == "upcycle":
         static = cast(Any, step.static)
-        upcycle(layer.bank, router, static.weight, static.bias, step.name)
+        upcycle_bank(layer.bank, router, static.weight, static.bias, step.name)
 
 
 def _routers(model: nn.Module) -> dict[RoutingScope, Router]:
@@ -267,9 +277,19 @@ def _has_changed(layer: ConditionalLayer, routers: dict[RoutingScope, Router]) -
     return tuple(_digests(layer, router, original.dtype)) != original.digests
 
 
+def _gate_has_changed(block: ConditionalBlock) -> bool:
+    original = cast(Original, original_of(block))
+    return tuple(fingerprints(block.router.parameters(), original.dtype)) != original.digests
+
+
 def _digests(layer: ConditionalLayer, router: nn.Module | None, dtype: torch.dtype) -> Iterator[str]:
+    parameters = itertools.chain(layer.bank.learned(), () if router is None else router.parameters())
+    return fingerprints(parameters, dtype)
+
+
+def fingerprints(parameters: Iterable[Tensor], dtype: torch.dtype) -> Iterator[str]:
     """A fingerprint of each parameter, in the conversion's dtype so that a detour through a wider one is no change."""
-    for parameter in itertools.chain(layer.bank.learned(), () if router is None else router.parameters()):
+    for parameter in parameters:
         if parameter.is_meta:
             yield "meta"
             continue

@@ -3,8 +3,8 @@
 A block is recognised by structure, not by a list of names. It is the outermost module that
 
 * holds at least two layers with weights (squeeze-excite layers apart),
-* is no container (`nn.Sequential`, …), not the model itself and no stage: a stage is a module of a class that
-  somewhere holds two or more such modules of one class, and
+* is no container (`nn.Sequential`, …, or what wraps a block), not the model itself and no stage: a stage is a module of
+  a class that somewhere holds two or more such modules of one class, and
 * repeats: its class occurs at least twice, or it stands among blocks whose class does.
 
 This gives inverted bottlenecks, separable and residual blocks in timm's and torchvision's networks. A layer outside of
@@ -21,10 +21,10 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from condconv.counting.rules import is_squeeze_excite
-from condconv.layers import ConditionalLayer
+from condconv.layers import ConditionalBlock, ConditionalLayer
 from condconv.routers import Router
 
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_CONTAINERS = {nn.Sequential, nn.ModuleList, nn.ModuleDict}
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def _candidates(model: nn.Module, modules: dict[str, nn.Module], called: Collect
         for name, count in held.items()
         if count > 1
         and name
-        and type(modules[name]) not in _CONTAINERS
+        and not _is_container(modules[name])
         and not is_squeeze_excite(modules[name])
         and (called is None or name in called)
     ]
@@ -111,7 +111,11 @@ def _stage_classes(candidates: Iterable[str], modules: dict[str, nn.Module]) -> 
 def _nest(name: str, modules: dict[str, nn.Module]) -> str:
     """Return the nearest ancestor that is not a container: blocks below one such module stand among each other."""
     ancestors = list(_ancestors(name))
-    return next((a for a in reversed(ancestors) if type(modules[a]) not in _CONTAINERS), "")
+    return next((a for a in reversed(ancestors) if not _is_container(modules[a])), "")
+
+
+def _is_container(module: nn.Module) -> bool:
+    return type(module) in _CONTAINERS or isinstance(module, ConditionalBlock)
 
 
 def _ancestors(name: str) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from condconv.conversion.apply import conditional_layers, original_of, replace_layer
+from condconv.conversion.apply import conditional_blocks, conditional_layers, original_of, replace_layer
 from condconv.conversion.observing import observe
 from condconv.counting.trace import evaluating
 from condconv.layers import ConditionalLayer
@@ -41,6 +41,8 @@ class Deviation:
 def collapse(model: nn.Module, loader: Iterable[Any]) -> nn.Module:
     """Return a static copy of a conditional network, with the mean coefficients over `loader`.
 
+    A block with a gate stays where it runs for more than half of the examples, and else goes.
+
     How far its outputs are from the conditional network's is in the copy's attribute `deviation` (a `Deviation`), and
     is logged.
 
@@ -53,7 +55,10 @@ def collapse(model: nn.Module, loader: Iterable[Any]) -> nn.Module:
     """
     seen = observe("collapse", model, loader)
     means = {name: seen.routing[name].double().mean(dim=0) for name in seen.routing}
+    gates = {name: float(means.pop(name)) for name, _ in conditional_blocks(model)}
     static = make_static(copy.deepcopy(model), means)
+    for name, block in list(conditional_blocks(static)):
+        replace_layer(static, block, block.block if gates[name] > 0.5 else nn.Identity())
     with evaluating(static), torch.no_grad():
         relative = _relative(static(seen.input), seen.output)
     examples = max(len(seen.routing[name]) for name in seen.routing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from condconv.arguments import a_module
-from condconv.conversion.apply import conditional_layers, refuse_inference_form
+from condconv.conversion.apply import conditional_blocks, conditional_layers, refuse_inference_form
 from condconv.counting.trace import evaluating
 from condconv.errors import ConversionError, argument_error
 from condconv.routing_hooks import Routing, record_routing
@@ -41,7 +42,7 @@ def observe(verb: str, model: nn.Module, loader: Iterable[Any], most: int | None
         rule = "gives no batches"
         raise argument_error(verb, "loader", loader, rule, "pass a loader or a list of inputs of the network")
     refuse_inference_form(model, verb)
-    if not any(True for _ in conditional_layers(model)):
+    if not any(True for _ in itertools.chain(conditional_layers(model), conditional_blocks(model))):
         raise ConversionError(f"{verb}: the model has no conditional layer, so it is static already")
     device, done = next(model.parameters()).device, 0
     first: Any = None
@@ -55,7 +56,9 @@ def observe(verb: str, model: nn.Module, loader: Iterable[Any], most: int | None
                 break
     if first is None:
         raise ConversionError(f"{verb}: the loader gives no batch; mean coefficients need data")
-    unseen = [name for name, _ in conditional_layers(model) if name not in routing]
+    left_out = tuple(f"{name}." for name, _ in conditional_blocks(model) if name in routing and not routing[name].any())
+    layers = [name for name, _ in conditional_layers(model) if not name.startswith(left_out)]
+    unseen = [name for name in layers if name not in routing]
     if unseen:
         raise ConversionError(f"{verb}: {unseen[0] or 'the model'} did not run on the loader; give data that runs it")
     return Observed(routing, *first)

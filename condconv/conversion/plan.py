@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -15,123 +13,22 @@ from torch import nn
 from condconv.arguments import a_module, choice, integer
 from condconv.banks import Bank
 from condconv.conversion.apply import Step, apply_steps, refuse_inference_form
+from condconv.conversion.gating import plan_blocks
 from condconv.conversion.overhead import convolution_macs, layer_overhead, mixing_macs, too_dear
+from condconv.conversion.planned import INITS, Init, Plan, PlannedLayer
 from condconv.conversion.select import Targets, select
 from condconv.conversion.sharing import Group, Sharing, share_routing
 from condconv.conversion.sites import Survey, survey
 from condconv.conversion.together import STAGE, together
-from condconv.conversion.upcycle import upcycle
+from condconv.conversion.upcycle import upcycle_bank
 from condconv.counting.count import own_sizes, paper_cost
-from condconv.counting.table import render
 from condconv.counting.trace import Call, Inputs
-from condconv.errors import ConversionError, SiteError
+from condconv.errors import SiteError
 from condconv.layers import RouterFactory, made_router, site_of
 from condconv.routers import Router
-from condconv.variants import Share, Variant, variants
-
-Init = Literal["upcycle", "fresh"]
+from condconv.variants import Share, Variant, block_variants, variants
 
 _DEFAULT: Any = "the variant's default"
-
-
-@dataclass(frozen=True)
-class PlannedLayer:
-    """One layer of the network, converted or not; or a router that several of them share."""
-
-    name: str
-    kind: str
-    converted: bool
-    why: str
-    """Of a skipped layer: the reason. Of a converted one: who routes it."""
-    params_before: int
-    params_after: int
-    macs_before: int | None
-    """Multiply-adds by the papers' convention; None without `input_size`."""
-    macs_after: int | None
-    overhead: float | None = None
-    """Of a layer that can be converted: mixing over convolution, n / (H' W'); None without `input_size`."""
-
-
-@dataclass
-class Plan:
-    """What `plan` found; `apply()` carries it out, once."""
-
-    model: nn.Module
-    variant: Variant
-    num_experts: int
-    init: Init
-    layers: tuple[PlannedLayer, ...]
-    params_before: int
-    macs_before: int | None
-    _steps: tuple[Step, ...] = field(repr=False)
-    _groups: tuple[Group, ...] = field(repr=False)
-    _router: RouterFactory | None = field(repr=False)
-    _together: tuple[tuple[str, ...], ...] = field(default=(), repr=False)
-    _applied: bool = field(default=False, repr=False)
-
-    @property
-    def converted(self) -> tuple[str, ...]:
-        """Names of the layers that `apply` replaces, by depth."""
-        return tuple(step.name for step in self._steps)
-
-    @property
-    def params_after(self) -> int:
-        """Parameters of the converted model."""
-        return self.params_before + sum(layer.params_after - layer.params_before for layer in self.layers)
-
-    @property
-    def macs_after(self) -> int | None:
-        """Multiply-adds of the converted model by the papers' convention, or None without `input_size`."""
-        if self.macs_before is None:
-            return None
-        return self.macs_before + sum((row.macs_after or 0) - (row.macs_before or 0) for row in self.layers)
-
-    @property
-    def overhead(self) -> float | None:
-        """Multiply-adds that mixing and routing add, over those before; None without `input_size`."""
-        return None if not self.macs_before else cast(int, self.macs_after) / self.macs_before - 1
-
-    def apply(self, model: nn.Module | None = None) -> nn.Module:
-        """Convert the model in place and return it (a new module where the model is itself a converted layer).
-
-        Args:
-            model: the model that was planned, as a safeguard; any other is refused.
-
-        Raises:
-            ConversionError: applied before, another model, a model that has changed since, or nothing to convert.
-        """
-        if model is not None and model is not self.model:
-            raise ConversionError("Plan.apply: this plan was made for another model; make a plan for this one")
-        if self._applied:
-            raise ConversionError("Plan.apply: this plan was applied before; make a new plan")
-        if not self._steps:
-            reasons = Counter(layer.why for layer in self.layers)
-            shown = "; ".join(f"{why} ({count})" for why, count in reasons.most_common(8))
-            raise ConversionError(f"Plan.apply: no layer can be converted: {shown}")
-        made = apply_steps(self.model, self._steps, self._groups, self._router, self.init, self._together)
-        self._applied = True
-        return made
-
-    def __str__(self) -> str:
-        head = ["layer", "kind", "", "why / routed by", "parameters", "after", "multiply-adds", "after", "overhead"]
-        lines = [
-            [row.name or "(model)", row.kind, "converted" if row.converted else "skipped", row.why]
-            + [_number(v) for v in (row.params_before, row.params_after, row.macs_before, row.macs_after)]
-            + [_share(row.overhead)]
-            for row in self.layers
-        ]
-        sums = (self.params_before, self.params_after, self.macs_before, self.macs_after)
-        lines.append(["whole model", "", f"{len(self._steps)} layers", "", *map(_number, sums), _share(self.overhead)])
-        note = "" if self.macs_before is not None else "; pass input_size for multiply-adds and depth by execution"
-        title = f"conversion to {self.variant.name!r}: {self.num_experts} experts, init={self.init!r}"
-        table = render([head, *lines], left=4)
-        return f"{title} (multiply-adds by the convention 'paper'{note})\n{table}{self._instead()}"
-
-    def _instead(self) -> str:
-        """What a static network would do with the same multiply-adds: they grow with the square of the width."""
-        if self.overhead is None:
-            return ""
-        return f"\na static network of the same multiply-adds would be {math.sqrt(1 + self.overhead):.3f} times as wide"
 
 
 def plan(
@@ -151,7 +48,8 @@ def plan(
 
     Args:
         model: any network in eager PyTorch.
-        variant: registry name, e.g. "condconv" or "dynamic_convolution".
+        variant: registry name, e.g. "condconv" or "dynamic_convolution"; or that of a variant of blocks,
+            "gated_block", which takes `targets`, `init` and `input_size` alone, and needs the last.
         targets: a kind ("pointwise", "depthwise", "dense", "transposed", "linear"), "last N blocks", "last N stages", a
             regex searched for in layer names, a predicate (name, module) -> bool, or several of them. None: the
             variant's placement (condconv: the second half of the convolutions; dynamic_convolution: all but the first).
@@ -173,12 +71,16 @@ def plan(
         ConversionError: the model is compiled or wrapped, or the router's gate cannot be upcycled.
     """
     a_module("plan", "model", model)
+    if variant in block_variants:
+        given = {"num_experts": num_experts, "share": share, "router": router, "max_overhead": max_overhead, **options}
+        foreign = {name: value for name, value in given.items() if value is not None and value is not _DEFAULT}
+        return plan_blocks(model, block_variants[variant], targets, init, input_size, foreign)
     chosen = variants[variant]
     n = integer("plan", "num_experts", chosen.design.num_experts if num_experts is None else num_experts, 1)
     common = chosen.design.common
     apart = STAGE if common is None else options.pop(common.option, STAGE)
     chosen.design.check_options("plan", options)
-    choice("plan", "init", init, ("upcycle", "fresh"))
+    choice("plan", "init", init, INITS)
     refuse_inference_form(model, "plan")
     found = survey(model, chosen, input_size)
     selection = select(found, targets, chosen)
@@ -207,7 +109,8 @@ def plan(
     params = sum(p.numel() for p in model.parameters() if not isinstance(p, nn.parameter.UninitializedParameter))
     macs = None if found.trace is None else sum(sum(cost) for cost in paper_cost(model, found.trace)[0].values())
     in_common = () if common is None else tuple(groups)
-    return Plan(model, chosen, n, init, tuple(layers), params, macs, steps, sharing.groups, router, in_common)
+    carry_out = partial(apply_steps, model, steps, sharing.groups, router, init, in_common)
+    return Plan(model, chosen, n, init, tuple(layers), tuple(names), params, macs, carry_out)
 
 
 def convert(
@@ -319,7 +222,7 @@ class _Rows:
     def check_upcycling(self, name: str) -> None:
         """Raise `ConversionError` where a router cannot be made constant, or its bank not start from that."""
         bank = self._banks[name]
-        upcycle(bank, self._make(name), torch.empty(bank.kernel_shape, device="meta"), None, "plan")
+        upcycle_bank(bank, self._make(name), torch.empty(bank.kernel_shape, device="meta"), None, "plan")
 
     def _make(self, layer: str, **changes: Any) -> Router:
         place = self._found.sites[layer]
@@ -341,11 +244,3 @@ def _routing(router: Router, x: torch.Tensor, channels_last: bool) -> int:
     """Multiply-adds of a router on x (B, C, *space), or (B, *positions, C)."""
     space = x.shape[1:-1] if channels_last else x.shape[2:]
     return x.shape[0] * sum(router.macs(space).values())
-
-
-def _number(value: int | None) -> str:
-    return "–" if value is None else f"{value:,}"
-
-
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{value:.1%}"

@@ -13,7 +13,7 @@ from condconv.errors import ConversionError
 from condconv.routers import Router
 
 
-def upcycle(bank: Bank, router: Router, weight: Tensor, bias: Tensor | None, where: str) -> None:
+def upcycle_bank(bank: Bank, router: Router, weight: Tensor, bias: Tensor | None, where: str) -> None:
     """Fill a bank from a static kernel and bias, and make its router constant.
 
     Raises:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from condconv.data.decoding import IMAGE_SUFFIXES
-from condconv.data.folder import FileImages
+from condconv.data.image_folder import FileImages
 from condconv.data.shard_index import index_shards
 from condconv.data.shards import ShardImages
 from condconv.data.source import ImageSet

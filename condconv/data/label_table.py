@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from condconv.data.decoding import common_format, normalisation, read_bytes, spread
-from condconv.data.folder import FileImages
+from condconv.data.image_folder import FileImages
 from condconv.data.source import ImageSet, Source, Subset, require_class_names, require_classes
 from condconv.data.splitting import named, split_by_class
 from condconv.errors import DataError
@@ -29,7 +29,7 @@ CLASSES = "classes.txt"
 _HALVES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "val"}
 
 
-class Row(NamedTuple):
+class LabelRow(NamedTuple):
     """A line of the table: an image, relative to the folder, its labels, and its half ("" where no column says it)."""
 
     image: str
@@ -38,10 +38,10 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Table:
+class LabelTable:
     """What is usable in a table, its classes, and what is wrong with the rest, in words."""
 
-    rows: list[Row]
+    rows: list[LabelRow]
     classes: tuple[str, ...]
     problems: list[str]
 
@@ -112,7 +112,7 @@ def open_labelled(
     )  # fmt: skip
 
 
-def _images(folder: Path, table: Table, several: bool) -> FileImages:
+def _images(folder: Path, table: LabelTable, several: bool) -> FileImages:
     number = {name: label for label, name in enumerate(table.classes)}
     files = [folder / row.image for row in table.rows]
     if not several:
@@ -129,9 +129,9 @@ def _split(images: ImageSet, fraction: float) -> tuple[Subset, Subset]:
     return Subset(images, order[taken:].sort().values), Subset(images, order[:taken].sort().values)
 
 
-def _checked(rows: Sequence[Row], folder: Path, split: bool) -> Table:
+def _checked(rows: Sequence[LabelRow], folder: Path, split: bool) -> LabelTable:
     """Sort out what is wrong: each row is named under its first problem."""
-    of_image: dict[str, set[Row]] = {}
+    of_image: dict[str, set[LabelRow]] = {}
     for row in rows:
         of_image.setdefault(row.image, set()).add(row)
     times = Counter(row.image for row in rows)
@@ -155,7 +155,7 @@ def _checked(rows: Sequence[Row], folder: Path, split: bool) -> Table:
             continue
         kinds.setdefault(problem, []).append(row.image)
     problems = [f"{len(set(names))} {kind}: {named(list(dict.fromkeys(names)))}" for kind, names in kinds.items()]
-    return Table(good, classes, problems)
+    return LabelTable(good, classes, problems)
 
 
 def _class_names(path: Path) -> tuple[str, ...]:
@@ -164,7 +164,7 @@ def _class_names(path: Path) -> tuple[str, ...]:
     return tuple(line.strip() for line in _text(path).splitlines() if line.strip())
 
 
-def _rows(path: Path, several: bool) -> Iterator[Row]:
+def _rows(path: Path, several: bool) -> Iterator[LabelRow]:
     records = _parquet(path) if path.suffix.lower() == ".parquet" else _csv(path)
     for line, record in enumerate(records, 2):
         image, label, half = (_cell(record, column) for column in ("image", "label", "split"))
@@ -176,7 +176,7 @@ def _rows(path: Path, several: bool) -> Iterator[Row]:
         if not image or (not label and not several):
             raise DataError(f"{path}, row {line}: has no {'label' if image else 'image'}; fill it in, or take it out")
         labels = tuple(part.strip() for part in label.split(SEPARATOR) if part.strip()) if several else (label,)
-        yield Row(image, labels, _HALVES.get(half, ""))
+        yield LabelRow(image, labels, _HALVES.get(half, ""))
 
 
 def _cell(record: Mapping[str, Any], column: str) -> str:

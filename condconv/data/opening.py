@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from condconv.data.digits import open_digits
-from condconv.data.folder import is_class_folder, is_image_folder, open_image_folder
 from condconv.data.idx import is_idx_folder, open_fashion_mnist, open_idx_folder
+from condconv.data.image_folder import is_class_folder, is_image_folder, open_image_folder
 from condconv.data.label_table import open_labelled
 from condconv.data.remote import fetch_shards, is_url, name_of
 from condconv.data.saved_dataset import is_saved_dataset, open_saved_dataset

@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import os
-import signal
 import tarfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -26,11 +25,12 @@ from typing import IO, Any
 import torch
 
 from condconv.data.decoding import decode_image, read_bytes
-from condconv.data.folder import FileImages, open_image_folder
+from condconv.data.image_folder import FileImages, open_image_folder
 from condconv.data.manifest import CLASSES, HALVES, MANIFEST, Manifest, Shard, manifest_of
 from condconv.data.shards import PROGRESS
 from condconv.errors import ArgumentError, DataError
 from condconv.files import Lock, is_temporary, remove_temporaries, remove_whole, temporary_folder, whole_file
+from condconv.signals import ignore_interrupts
 
 _PLAN = "plan.json"
 _LOCK = ".lock"
@@ -209,7 +209,7 @@ def _writers(workers: int, jobs: Sequence[Job], out: Path) -> Iterator[Iterator[
         yield ((job, write_shard(job, out)) for job in jobs)
         return
     # Spawned: the parent has threads of torch, with which a forked process can hang.
-    pool = ProcessPoolExecutor(min(workers, max(1, len(jobs))), get_context("spawn"), _ignore_interrupts)
+    pool = ProcessPoolExecutor(min(workers, max(1, len(jobs))), get_context("spawn"), _serve_the_parent)
     try:
         waiting = {pool.submit(write_shard, job, out): job for job in jobs}
         yield ((waiting[future], future.result()) for future in as_completed(waiting))
@@ -219,9 +219,9 @@ def _writers(workers: int, jobs: Sequence[Job], out: Path) -> Iterator[Iterator[
         pool.shutdown(cancel_futures=True)
 
 
-def _ignore_interrupts() -> None:
+def _serve_the_parent() -> None:
     """Ctrl-C is for the main process, which lets the others finish the shard they are at; its end is theirs too."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ignore_interrupts()
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

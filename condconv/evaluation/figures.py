@@ -23,7 +23,7 @@ def confusion_matrix(confusions: Mapping[str, Tensor], classes: Sequence[str]) -
         percent = 100 * confusion / confusion.sum(dim=1, keepdim=True).clamp(min=1)
         image = axes.imshow(percent.numpy(), vmin=0, vmax=100, cmap="cividis")
         axes.set(xlabel="predicted class", ylabel="true class", title=title)
-        label_classes(axes, classes, both=True)
+        name_classes(axes, classes, both=True)
         if len(classes) <= 12:
             for (row, column), value in zip(torch.cartesian_prod(*map(torch.arange, percent.shape)).tolist(),
                                             percent.flatten().tolist(), strict=True):  # fmt: skip
@@ -34,7 +34,7 @@ def confusion_matrix(confusions: Mapping[str, Tensor], classes: Sequence[str]) -
     return png(figure)
 
 
-def label_classes(axes: Any, classes: Sequence[str], both: bool) -> None:
+def name_classes(axes: Any, classes: Sequence[str], both: bool) -> None:
     """Name the classes at the axes, where there is room for it."""
     if len(classes) > _MOST_LABELS:
         return

@@ -67,7 +67,7 @@ class Shape(NamedTuple):
     """1 where the kernels are mixed already."""
 
 
-class Question(NamedTuple):
+class FitKey(NamedTuple):
     """What one fit answers."""
 
     instructions: str
@@ -102,17 +102,17 @@ def ranking(shape: Shape, instructions: str) -> tuple[str, ...]:
 
     None for a kind that was fitted for no instruction set.
     """
-    field = next(filter(None, map(_table().get, questions(shape, instructions))), None)
+    field = next(filter(None, map(_table().get, fit_keys(shape, instructions))), None)
     if field is None:
         return ()
     slowness = field.slowness(place_of([getattr(shape, size) for size in SIZES]))
     return tuple(sorted(slowness, key=slowness.__getitem__))
 
 
-def questions(shape: Shape, instructions: str) -> list[Question]:
+def fit_keys(shape: Shape, instructions: str) -> list[FitKey]:
     """What may be asked about a shape, the best first: of its own instruction set, else of another one."""
     order = sorted(INSTRUCTIONS, key=lambda one: one != instructions)
-    return [Question(one, shape.training, shape.kind, shape.channels_last) for one in order]
+    return [FitKey(one, shape.training, shape.kind, shape.channels_last) for one in order]
 
 
 def instructions_here() -> str:
@@ -138,13 +138,13 @@ def place_of(sizes: Sequence[float]) -> tuple[float, ...]:
 
 
 @functools.cache
-def _table() -> dict[Question, Field]:
+def _table() -> dict[FitKey, Field]:
     """The fits that are there."""
     with TABLE.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    found: dict[Question, list[dict[str, str]]] = {}
+    found: dict[FitKey, list[dict[str, str]]] = {}
     for row in rows:
-        question = Question(
+        question = FitKey(
             row["instructions"], row["work"] == "training", row["kind"], row["layout"] == "channels_last"
         )
         found.setdefault(question, []).append(row)

@@ -17,7 +17,7 @@ from condconv.execution.batched_gemm import BatchedGemm
 from condconv.execution.fitted import Shape, instructions_here, ranking
 from condconv.execution.grouped import Grouped
 from condconv.execution.mixture_of_experts import MixtureOfExperts
-from condconv.execution.native.strategy import Native, needs_gradient
+from condconv.execution.native.strategy import Native, is_counted, needs_gradient
 from condconv.execution.native.triton_strategy import Triton
 from condconv.execution.reference import Reference
 from condconv.execution.static import StaticKernel
@@ -204,6 +204,8 @@ def _native_serves(x: Tensor, lowered: Lowered, geometry: ConvGeometry) -> bool:
     """Whether the native operator can serve, and at its speed: it multiplies unpacked experts in f32."""
     fast = (torch.float32, torch.bfloat16) if isinstance(lowered, Packed) else (torch.float32,)
     if x.dtype not in fast or strategies["native"].supports(lowered, geometry) is not None:
+        return False
+    if not is_counted(x, lowered.kernel_shape, geometry):
         return False
     return not (isinstance(lowered, Packed) and needs_gradient(x, lowered))  # What is unpacked has a gradient.
 

@@ -134,7 +134,7 @@ def export(
     """
     where = "export"
     arguments.a_module(where, "model", model)
-    arguments.flag(where, "twin", twin)
+    arguments.boolean(where, "twin", twin)
     path = arguments.path(where, "path", path).expanduser()
     refuse_tiles(model, where)
     format = check_format(where, format, path)

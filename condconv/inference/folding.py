@@ -43,7 +43,7 @@ _NORMS = frozenset(
 """Classes that normalise by running statistics in eval mode; timm's go on with their children `drop` and `act`."""
 
 
-class Pair(NamedTuple):
+class ConvAndNorm(NamedTuple):
     """A convolution, static or conditional, and the batch norm behind it, by their names in the network."""
 
     convolution: str
@@ -55,7 +55,7 @@ def is_batch_norm(module: nn.Module) -> bool:
     return (type(module).__module__, type(module).__name__) in _NORMS
 
 
-def find_pairs(model: nn.Module) -> list[Pair]:
+def find_pairs(model: nn.Module) -> list[ConvAndNorm]:
     """Return the pairs of `model`, in eval mode, that can be folded."""
     places = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
     state = {module: dict(vars(module)) for module in model.modules()}
@@ -63,7 +63,7 @@ def find_pairs(model: nn.Module) -> list[Pair]:
     try:
         for prefix, graph in _graphs("", model):
             for convolution, norm in _followers(graph):
-                pair = Pair(prefix + convolution, prefix + norm)
+                pair = ConvAndNorm(prefix + convolution, prefix + norm)
                 modules = [model.get_submodule(name) for name in pair]
                 if all(places[id(module)] == 1 for module in modules) and _can_fold(*modules):
                     pairs.append(pair)

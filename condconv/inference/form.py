@@ -25,7 +25,7 @@ from condconv.conversion.apply import conditional_layers, forget_originals, refu
 from condconv.conversion.collapse import make_static
 from condconv.errors import ConversionError
 from condconv.inference.folding import (
-    Pair,
+    ConvAndNorm,
     factor_and_shift,
     find_pairs,
     fold_static,
@@ -33,7 +33,7 @@ from condconv.inference.folding import (
     without_norm,
 )
 from condconv.layers import ConditionalLayer
-from condconv.packed import STORAGES
+from condconv.packing import STORAGES
 from condconv.routers import Router
 
 _log = logging.getLogger("condconv")
@@ -186,7 +186,7 @@ def _check(model: nn.Module) -> None:
         raise ConversionError(f"optimize_for_inference: {names} are not initialised yet (lazy); run the model once")
 
 
-def _pack(model: nn.Module, pairs: Sequence[Pair], packing_of: Callable[[str], Packing]) -> dict[str, Packing]:
+def _pack(model: nn.Module, pairs: Sequence[ConvAndNorm], packing_of: Callable[[str], Packing]) -> dict[str, Packing]:
     """Pack the experts of every conditional layer, the factor of the norm behind it included; return how."""
     norm_of = {pair.convolution: model.get_submodule(pair.norm) for pair in pairs}
     packings = {}

@@ -1,6 +1,7 @@
 """The drop-in layers. A variant (`condconv.variants`) gives them their name, default router and number of experts."""
 
 from condconv.layers.base import ConditionalLayer, RouterChoice, last_strategy, site_of
+from condconv.layers.block import ConditionalBlock
 from condconv.layers.conv import (
     ConditionalConv1d,
     ConditionalConv2d,
@@ -13,6 +14,7 @@ from condconv.layers.tiled import TiledConv2d, route_by_tile
 
 __all__ = [
     "Common",
+    "ConditionalBlock",
     "ConditionalConv1d",
     "ConditionalConv2d",
     "ConditionalConv3d",

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from condconv.arguments import a_module, a_tensor, flag, integer
+from condconv.arguments import a_module, a_tensor, boolean, integer
 from condconv.banks import Bank
 from condconv.coefficients import MIXING, Slices
 from condconv.context import only_runs
@@ -75,7 +75,7 @@ class ConditionalLayer(nn.Module):
         """Make bank and router."""
         where, design = self._where(), self.design
         n = design.num_experts if num_experts is None else integer(where, "num_experts", num_experts, 1)
-        flag(where, "bias", site.bias)
+        boolean(where, "bias", site.bias)
         if not (router is None or router is False or callable(router)):
             rule = "must be a function (site, slices) → router, None or False"
             raise argument_error(where, "router", router, rule, "pass None for the variant's default")

@@ -11,7 +11,7 @@ from torch import nn
 from condconv.conversion.apply import conditional_layers
 from condconv.counting import count
 from condconv.models.specs import SPECS
-from condconv.variants import variants
+from condconv.variants import block_variants, variants
 
 _UNKNOWN = "not stated"
 
@@ -96,6 +96,5 @@ def _variant(config: Mapping[str, Any]) -> str:
     names = {record["variant"] for record in ([records] if isinstance(records, dict) else records)}
     if config["name"] in SPECS:
         names = {SPECS[config["name"]].variant}
-    return "; ".join(f"{name} — {variants[name].title}, {variants[name].url}" for name in sorted(names)) or (
-        "none (static)"
-    )
+    papers = [block_variants[name] if name in block_variants else variants[name] for name in sorted(names)]
+    return "; ".join(f"{paper.name} — {paper.title}, {paper.url}" for paper in papers) or "none (static)"

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from condconv.conversion.apply import conditional_layers
-from condconv.conversion.upcycle import upcycle as upcycle_bank
+from condconv.conversion.upcycle import upcycle_bank
 from condconv.errors import CheckpointError
 from condconv.routers import Router, RoutingScope
 

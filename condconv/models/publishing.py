@@ -47,7 +47,7 @@ def push_to_hub(
     arguments.text("push_to_hub", "repo_id", repo_id)
     if not is_hub_id(repo_id):
         raise argument_error("push_to_hub", "repo_id", repo_id, "is no repository", "write it as owner/name")
-    arguments.flag("push_to_hub", "private", private)
+    arguments.boolean("push_to_hub", "private", private)
     from huggingface_hub import HfApi
 
     api: Any = HfApi()

@@ -12,7 +12,8 @@ from torch import nn
 
 from condconv.coefficients import Slices
 from condconv.conversion import convert, forget_originals
-from condconv.conversion.apply import conditional_layers
+from condconv.conversion.apply import conditional_blocks, conditional_layers
+from condconv.conversion.gating import wrap_blocks
 from condconv.errors import CheckpointError
 from condconv.layers import ConditionalLayer
 from condconv.models.loading import routers_of
@@ -28,7 +29,7 @@ from condconv.routers import (
     TopKGate,
 )
 from condconv.site import ConvSite
-from condconv.variants import Variant, variants
+from condconv.variants import Variant, block_variants, variants
 
 Record = dict[str, Any]
 
@@ -42,8 +43,9 @@ INSTEAD = (
 def conversion_records(model: nn.Module) -> list[Record]:
     """Which layers of ``model`` are conditional: a record for each variant, its number of experts and its options.
 
-    A record has the layers' names, which of them share a router, which have banks with something in common, and, where
-    they are not the variant's default ones, the routers, by the channels that they see.
+    A record of layers has their names, which of them share a router, which have banks with something in common, and,
+    where they are not the variant's default ones, the routers, by the channels that they see. One of blocks has, by
+    their names, the channels that they see; it comes first, since layers inside have the names that it gives them.
 
     Raises:
         CheckpointError: routers or layers that a record cannot describe.
@@ -73,12 +75,15 @@ def conversion_records(model: nn.Module) -> list[Record]:
         mine = {name: (layer, routers[name]) for name, layer in layers[key].items() if name in routers}
         if not all(_is_default(router, layer) for layer, router in mine.values()):
             record["routers"] = _by_channels({name: router for name, (_, router) in mine.items()})
-    return list(records.values())
+    return [*_block_records(model), *records.values()]
 
 
 def convert_again(model: nn.Module, records: Sequence[Mapping[str, Any]]) -> nn.Module:
     """Convert a static network as the records say, with fresh experts."""
     for record in records:
+        if "blocks" in record:
+            model = wrap_blocks(model, block_variants[record["variant"]], record["blocks"], "fresh")
+            continue
         names = set(record["layers"])
         share = {source or "network": _one_of(layers) for source, layers in record["shared"].items()}
         routers, common = record.get("routers"), variants[record["variant"]].design.common
@@ -97,6 +102,15 @@ def convert_again(model: nn.Module, records: Sequence[Mapping[str, Any]]) -> nn.
             **together,
         )
     return forget_originals(model)
+
+
+def _block_records(model: nn.Module) -> list[Record]:
+    records: dict[str, Record] = {}
+    for name, block in conditional_blocks(model):
+        variant = next(known for known in block_variants if type(block) is block_variants[known].block)
+        record = records.setdefault(variant, {"variant": variant, "blocks": {}})
+        record["blocks"][name] = block.router.in_channels
+    return list(records.values())
 
 
 class _Routers:

@@ -24,7 +24,7 @@ import condconv
 from condconv import arguments
 from condconv.banks import Packing
 from condconv.conversion import revert
-from condconv.conversion.apply import conditional_layers, original_of, refuse_tiles
+from condconv.conversion.apply import conditional_blocks, conditional_layers, original_of, refuse_tiles
 from condconv.errors import CheckpointError
 from condconv.files import Lock, whole_file, write_flushed
 from condconv.inference import InferenceForm
@@ -165,7 +165,7 @@ def _config(model: nn.Module, origin: Origin) -> dict[str, Any]:
             "the network with plain numbers and texts"
         ) from error
     records = [] if origin.name in SPECS else conversion_records(model)
-    special = any({"routers", "options", "together"} & record.keys() for record in records)
+    special = any({"routers", "options", "together", "blocks"} & record.keys() for record in records)
     simple = origin.name is not None and len(records) <= 1 and not special
     form = form_of(model)
     return {
@@ -184,8 +184,8 @@ def _config(model: nn.Module, origin: Origin) -> dict[str, Any]:
 
 def _elsewhere(model: nn.Module) -> Origin:
     """Of a network that was made elsewhere and converted here."""
-    layers = [layer for _, layer in conditional_layers(model)]
-    if layers and (form_of(model) or all(original_of(layer) is not None for layer in layers)):
+    made = [one for _, one in (*conditional_layers(model), *conditional_blocks(model))]
+    if made and (form_of(model) or all(original_of(one) is not None for one in made)):
         return Origin(None)
     raise CheckpointError(
         f"save_pretrained: {type(model).__name__} was not made by create_model, and not converted by condconv.convert, "

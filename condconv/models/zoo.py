@@ -9,7 +9,7 @@ from typing import Any
 import timm
 from torch import nn
 
-from condconv.arguments import flag, integer, number, probability, text
+from condconv.arguments import boolean, integer, number, probability, text
 from condconv.errors import ArgumentError, UnknownNameError, argument_error
 from condconv.models.build import (
     PLACEMENT,
@@ -71,8 +71,8 @@ def create_model(
         ArgumentError: an argument out of range, unknown to the network, or of no use to it.
     """
     where = f"create_model({text('create_model', 'name', name)!r})"
-    flag(where, "features_only", features_only)
-    flag(where, "pretrained", pretrained)
+    boolean(where, "features_only", features_only)
+    boolean(where, "pretrained", pretrained)
     integer(where, "in_chans", in_chans, 1)
     for argument, least, value in (("num_classes", 0, num_classes), ("num_experts", 1, num_experts)):
         if value is not None:
@@ -114,7 +114,7 @@ def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
         pretrained: only those with published weights that `create_model` can download.
     """
     text("list_models", "pattern", pattern)
-    flag("list_models", "pretrained", pretrained)
+    boolean("list_models", "pretrained", pretrained)
     names = fnmatch.filter([*SPECS, *STATIC], pattern)
     return [name for name in names if not pretrained or published_name(name)]
 

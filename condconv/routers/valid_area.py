@@ -8,6 +8,7 @@ variable, as the loans of routing scopes do.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -104,7 +105,10 @@ def average(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Mean of x (B, C, *space) over space, or over the valid area where one holds; (B, C), accumulated in `dtype`."""
     area = area_of(x)
     if area is None:
-        return x.flatten(2).mean(dim=2, dtype=dtype)
+        space = tuple(range(2, x.dim()))
+        if not x.requires_grad:
+            return x.mean(space, dtype=dtype)
+        return x.sum(space, dtype=dtype) / math.prod(x.shape[2:])  # Its gradient is expanded; a mean's is written out.
     rows, columns = area.on_map(x)
     in_rows, in_columns = (
         torch.arange(size, device=x.device) < filled[:, None]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from condconv.devices import DEVICES
 from condconv.errors import argument_error
-from condconv.runs.settings import (
+from condconv.runs.setting_rules import (
     COUNT,
     NOT_NEGATIVE,
     POSITIVE,

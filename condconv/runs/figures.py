@@ -62,7 +62,7 @@ def routing_heat_map(routing: Mapping[str, Tensor], classes: Sequence[str]) -> b
         axes.title.set_fontsize(9)
         axes.set_xticks(range(routing[name].shape[1]))
     panels[0].set_ylabel("class")
-    figures.label_classes(panels[0], classes, both=False)
+    figures.name_classes(panels[0], classes, both=False)
     figure.colorbar(image, ax=list(panels), label="mean coefficient")
     return figures.png(figure)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from condconv.data import MixupView, Source
+from condconv.data.sampling import PADDING
 from condconv.data.views import View
 from condconv.errors import argument_error
 from condconv.evaluation.evaluate import Evaluation, Evaluator
@@ -26,6 +27,13 @@ Samples = View[Any] | MixupView
 
 OF_LABELS = ("val_dir", "val_fraction", "labels", "balance")
 """Settings that say something about images with labels alone; other tasks have them among their `unused`."""
+
+
+def counted(batch: Batch) -> list[int]:
+    """Where in a batch are images that count: neither padding nor damaged."""
+    places, decoded = batch[2:4]
+    indices: list[int] = ((places != PADDING) & decoded).nonzero().flatten().tolist()
+    return indices
 
 
 class Meter(Protocol):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from condconv.evaluation.evaluate import evaluation_loader
 from condconv.files import whole_folder
-from condconv.tables import cells
+from condconv.safe_text import cells
 from condconv.tasks.base import Request, Task
 from condconv.tasks.outputs import output_names
 

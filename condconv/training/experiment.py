@@ -27,9 +27,9 @@ from condconv.runs.config import PRECISIONS, TrainConfig
 from condconv.runs.folder import RunFolder
 from condconv.runs.metrics import EpochRow, columns
 from condconv.runs.networks import NetworkSpec, first_start, overhead_advice, plan_networks
-from condconv.runs.report import NetworkResult, save_weights, write_summary
 from condconv.runs.routing_report import routing_report
 from condconv.runs.starting import about_start, as_the_start
+from condconv.runs.summary import NetworkResult, save_weights, write_summary
 from condconv.signals import StopRequest
 from condconv.tasks import task_of
 from condconv.training.best import BestEpoch

@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import nn
 
-from condconv.layers import ConditionalLayer, Design
+from condconv.layers import ConditionalBlock, ConditionalLayer, Design
 from condconv.registry import Registry
 
 Share = Literal["block", "network"] | int | Mapping[str, str] | None
@@ -44,4 +44,24 @@ class Variant:
         return next((layer for layer in self.layers if isinstance(static, layer.static_type)), None)
 
 
+@dataclass(frozen=True)
+class BlockVariant:
+    """One paper's conditional block, which wraps a block of a network and leaves its layers alone.
+
+    Args:
+        name: registry name.
+        title: of the paper, with venue and year.
+        url: where it is read.
+        equation: the output of an example, in the symbols of the code.
+        block: (block, in_channels) → the conditional block.
+    """
+
+    name: str
+    title: str
+    url: str
+    equation: str
+    block: type[ConditionalBlock]
+
+
 variants: Registry[Variant] = Registry("variant")
+block_variants: Registry[BlockVariant] = Registry("variant of blocks")

@@ -16,7 +16,7 @@ from condconv.banks import PackedBank
 from condconv.counting.executed import DispatchCount, WatchExecution
 from condconv.counting.trace import Recorder
 from condconv.execution import strategies
-from condconv.packed import STORAGES
+from condconv.packing import STORAGES
 from tests.contract.cases import LAYERS, TWO_D, example_input, example_layer, name_of
 
 KINDS: dict[str, dict[str, Any]] = {

@@ -17,8 +17,8 @@ from torch import nn
 
 import condconv
 from condconv.benchmarking import memory, networks, rows
-from condconv.benchmarking.report import as_picture, as_table
 from condconv.benchmarking.rows import Benchmark, TimingCell, timing_cells
+from condconv.benchmarking.timings import as_picture, as_table
 from condconv.cli.main import main
 from condconv.conversion.apply import conditional_layers
 from condconv.exporting import ExportedNetwork

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,11 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.launcher import LaunchConfig, elastic_launch
 
 from condconv.cli.main import main
 from condconv.runs.metrics import TIMING_COLUMNS
+from condconv.training.checkpoint import CheckpointKeeper
 from condconv.training.module import TrainingModule
-from tests.processes import run
+from tests.processes import METHOD, run
 
 # Small enough that most of a run is what comes before and after the training; 10 steps an epoch.
 SMALL = (
@@ -36,6 +39,18 @@ def prepared(prepare: Sequence[Prepare], arguments: Sequence[str]) -> int:
     for function in prepare:
         function()
     return main(arguments)
+
+
+def in_two_processes(prepare: Sequence[Prepare], arguments: Sequence[str]) -> None:
+    """The same under DDP, started by torchrun's agent as forks, which start at once; both processes end well."""
+    config = LaunchConfig(1, 1, 2, rdzv_backend="c10d", rdzv_endpoint="localhost:0", run_id="test", start_method=METHOD)
+    # The agent takes signals over and does not give them back.
+    before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)}
+    try:
+        assert elastic_launch(config, prepared)(prepare, arguments) == {0: 0, 1: 0}
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
 
 
 def quick(patch: pytest.MonkeyPatch | None = None) -> None:
@@ -65,6 +80,11 @@ def signal_in_step(signum: int, epoch: int, batch: int, rank: str | None = None,
         return training_step(self, images, batch_idx)
 
     TrainingModule.training_step = step
+
+
+def save_every_step() -> None:
+    """A checkpoint after each step, however little time has passed."""
+    CheckpointKeeper.every_seconds = 0.0
 
 
 def metrics(run: Path) -> list[dict[str, str]]:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from torch.distributed.launcher import LaunchConfig, elastic_launch
 
 from condconv.training import experiment
-from tests.cli.runner import SMALL, condconv, metrics, prepared, quick, same_weights
-from tests.processes import METHOD
+from tests.cli.runner import SMALL, condconv, in_two_processes, metrics, quick, same_weights
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,21 +42,8 @@ def save_the_end(folder: Path) -> None:
     experiment.Experiment._train = train
 
 
-@pytest.fixture
-def _signals() -> Iterator[None]:
-    """The agent takes signals over and does not give them back."""
-    before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)}
-    yield
-    for name, handler in before.items():
-        signal.signal(name, handler)
-
-
-@pytest.mark.usefixtures("_signals")
 def test_both_ranks_end_with_the_same_parameters_and_temperature(tmp_path: Path) -> None:
-    config = LaunchConfig(1, 1, 2, rdzv_backend="c10d", rdzv_endpoint="localhost:0", run_id="test", start_method=METHOD)
-    prepare = [quick, partial(save_the_end, tmp_path)]
-    ended = elastic_launch(config, prepared)(prepare, [*ARGUMENTS, "--out", str(tmp_path / "runs")])
-    assert ended == {0: 0, 1: 0}
+    in_two_processes([quick, partial(save_the_end, tmp_path)], [*ARGUMENTS, "--out", str(tmp_path / "runs")])
     first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     temperatures = [value for name, value in first.items() if name.endswith("temperature")]
     assert temperatures and all(float(value) == 1.0 for value in temperatures)

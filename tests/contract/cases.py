@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from condconv.banks import DenseBank
 from condconv.coefficients import MIXING
 from condconv.execution import refusal as why_not
 from condconv.execution import strategies, watch_execution
-from condconv.layers import ConditionalLayer
+from condconv.layers import ConditionalLayer, Design
 from condconv.variants import variants
 
 
@@ -38,9 +39,16 @@ def layer_of(variant: str, static: type[nn.Module]) -> Any:
     return next(layer for layer in variants[variant].layers if layer.static_type is static)
 
 
+def derived(design: Design) -> bool:
+    """Whether a variant's bank computes what the dense one does: what compilers make of that, faster tests ask."""
+    bank: Any = design.bank
+    return isinstance(bank, type) and bank is not DenseBank and issubclass(bank, DenseBank)
+
+
 def compiled(layers: list[Any], *fast: type[nn.Module]) -> Any:
     """Layers for what a compiler takes long for: those that replace others than the `fast` ones are slow tests."""
-    marked = [pytest.param(one, marks=() if one.static_type in fast else pytest.mark.slow) for one in layers]
+    slow = [one.static_type not in fast or derived(one.design) for one in layers]
+    marked = [pytest.param(one, marks=pytest.mark.slow if it else ()) for one, it in zip(layers, slow, strict=True)]
     return pytest.mark.parametrize("cls", marked, ids=name_of)
 
 

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 
 import condconv
-from tests.contract.cases import MIXTURES
+from condconv.variants import variants
+from tests.contract.cases import MIXTURES, derived
+
+EACH = [pytest.param(n, marks=pytest.mark.slow if derived(variants[n].design) else ()) for n in MIXTURES]
 
 
 class Small(nn.Module):
@@ -53,7 +56,7 @@ def trained(model: nn.Module, backend: str | None) -> tuple[list[Tensor], list[T
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("variant", MIXTURES)
+@pytest.mark.parametrize("variant", EACH)
 def test_compiled_training_ends_where_eager_does(variant: str, backend: str) -> None:
     eager = network(variant)
     compiled = copy.deepcopy(eager)

@@ -136,7 +136,7 @@ def test_torch_compile_fullgraph_agrees(cls: Any) -> None:
     torch.testing.assert_close(run(x), layer(x), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("cls", TWO_D, ids=name_of)
+@compiled(TWO_D, nn.Conv2d)
 def test_inductor_compiles_forward_and_backward(cls: Any) -> None:
     torch._dynamo.reset()
     layer = example_layer(cls)

@@ -14,7 +14,7 @@ from torch import nn
 
 import condconv
 from condconv.banks import PackedBank
-from condconv.packed import STORAGES
+from condconv.packing import STORAGES
 from tests.contract import cases
 from tests.contract.cases import CONVOLUTIONS, LAYERS, example_input, example_layer, name_of
 from tests.contract.test_execution import UNHURRIED

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from condconv.execution import native
-from condconv.packed import pack, unpack
+from condconv.packing import pack, unpack
 
 NEEDS_NATIVE = pytest.mark.skipif(not native.available(), reason=f"no native operator: {native.load_error()}")
 

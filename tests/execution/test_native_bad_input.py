@@ -13,7 +13,8 @@ from torch import Tensor
 
 import condconv
 from condconv.banks import PackedBank
-from condconv.packed import STORAGES
+from condconv.execution import AUTO, choose
+from condconv.packing import STORAGES
 from tests.execution.native_cases import LAYOUTS, NEEDS_NATIVE, Case, Problem, definition, difference, direction_of
 
 pytestmark = NEEDS_NATIVE
@@ -74,6 +75,16 @@ def test_an_image_beyond_what_the_operator_counts_in(packed: bool) -> None:
         layer(huge, torch.ones(1, 2))
 
 
+def test_beyond_what_the_operator_counts_in_auto_takes_another_strategy() -> None:
+    layer = condconv.optimize_for_inference(condconv.CondConv2d(1, 2, 3, num_experts=2).eval())
+    packed, pixel = layer.bank(torch.ones(1, 2)), torch.zeros(1, 1, 1, 1)
+    rows = 2**31 // (9 * 1000)  # of 1000 outputs, each of them the sum of 9 products
+    last, beyond = (pixel.expand(1, 1, rows + more, 1002) for more in (2, 3))
+    assert choose(last, packed, layer.geometry, AUTO, "layer") == "native"
+    assert choose(beyond, packed, layer.geometry, AUTO, "layer") != "native"
+    assert choose(pixel.expand(1, 1, 2**16, 2**15), packed, layer.geometry, AUTO, "layer") != "native"
+
+
 @KINDS
 @STORAGE
 def test_a_batch_of_none(kind: str, storage: str) -> None:
@@ -126,7 +137,7 @@ def test_an_expert_that_no_example_uses_may_be_spoiled(kind: str, storage: str) 
     clean.coefficients[:, 1] = problem.coefficients[:, 1] = 0.0
     experts = problem.experts.clone()
     experts[1] = math.nan
-    problem.packed = condconv.packed.pack(experts, case.groups, storage)[0]
+    problem.packed = condconv.packing.pack(experts, case.groups, storage)[0]
     assert torch.equal(problem.run(), clean.run())
     leaves = (problem.x, problem.coefficients, experts.float())
     y = torch.ops.condconv.conv2d(*leaves, *case.geometry())

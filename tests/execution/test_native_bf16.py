@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d
 
 from condconv.execution import native
-from condconv.packed import STORAGES
+from condconv.packing import STORAGES
 from tests.execution.native_cases import NEEDS_NATIVE, Case, Problem
 
 pytestmark = NEEDS_NATIVE

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import condconv
 from condconv.conversion.apply import conditional_layers
-from condconv.packed import STORAGES
+from condconv.packing import STORAGES
 from tests.execution.native_cases import NEEDS_NATIVE, Case, Problem, difference
 
 pytestmark = NEEDS_NATIVE

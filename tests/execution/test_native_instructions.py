@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import condconv
 from condconv.execution import native
-from condconv.packed import STORAGES
+from condconv.packing import STORAGES
 from tests.execution import test_native, test_native_bf16
 from tests.execution.native_cases import NEEDS_NATIVE, difference
 from tests.processes import run_code

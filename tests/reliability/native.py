@@ -22,7 +22,7 @@ from torch import Tensor
 
 import condconv
 from condconv.errors import CondConvError
-from condconv.packed import STORAGES, pack
+from condconv.packing import STORAGES, pack
 from tests.processes import CONTEXT
 
 LIMIT_S = 10

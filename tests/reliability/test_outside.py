@@ -22,7 +22,7 @@ from condconv.errors import ArgumentError, CheckpointError, DataError
 from condconv.limits import LIMITS, limit
 from condconv.models import create_model, save_pretrained
 from condconv.reading import parse_yaml, read_file
-from condconv.tables import cells, visible
+from condconv.safe_text import cells, visible
 from tests.data.writers import jpeg, shard_samples, write_folder_set, write_idx_set, write_tar
 from tests.runs.writing import write_run
 

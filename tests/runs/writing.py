@@ -10,7 +10,7 @@ from condconv.data import Source, open_source
 from condconv.runs.config import TrainConfig
 from condconv.runs.folder import RunFolder
 from condconv.runs.networks import plan_networks
-from condconv.runs.report import save_weights
+from condconv.runs.summary import save_weights
 from condconv.tasks import task_of
 
 

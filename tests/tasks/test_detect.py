@@ -6,8 +6,6 @@ import contextlib
 import csv
 import io
 import json
-import signal
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +30,7 @@ from condconv.tasks.detect.evaluator import as_stored
 from condconv.tasks.detect.objects import Objects, no_objects
 from condconv.tasks.detect.opening import open_objects
 from condconv.tasks.detect.view import collate
-from condconv.training.checkpoint import CheckpointKeeper
-from tests.cli.runner import condconv, metrics, quick, same_weights, signal_in_step
+from tests.cli.runner import metrics, quick
 
 COLOURS = ((220, 30, 30), (30, 30, 220))
 
@@ -263,22 +260,6 @@ def test_a_run_has_average_precision_by_size(whole: Path) -> None:
     assert "objects of 2 classes" in summary and "| red |" in summary and "| small (below 32²) |" in summary
     assert (whole / "precision_recall.png").exists() and (whole / "mistakes.png").exists()
     assert (whole / "confusion_matrix.png").exists()
-
-
-@pytest.mark.slow
-def test_killed_and_resumed_equals_uninterrupted(whole: Path, tmp_path: Path) -> None:
-    words = (*ARGUMENTS, "--data", str(whole.parent / "boxes"), "--out", str(tmp_path))
-    killed = condconv(*words, prepare=[quick, save_every_step, partial(signal_in_step, signal.SIGKILL, 1, 2)])
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    with pytest.MonkeyPatch.context() as patch:
-        quick(patch)
-        assert main(["train", "--resume", str(tmp_path / "run-1")]) == 0
-    assert metrics(tmp_path / "run-1") == metrics(whole)
-    assert same_weights(tmp_path / "run-1", whole, "conditional")
-
-
-def save_every_step() -> None:
-    CheckpointKeeper.every_seconds = 0.0
 
 
 def test_evaluation_and_prediction(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import signal
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +24,7 @@ from condconv.tasks.restore.degradations import LEVELS, kinds, parse_degradation
 from condconv.tasks.restore.evaluator import RestorationEvaluator
 from condconv.tasks.restore.pictures import open_pictures
 from condconv.tasks.restore.quality import MOST_DB, psnr, ssim
-from condconv.training.checkpoint import CheckpointKeeper
-from tests.cli.runner import condconv, metrics, quick, same_weights, signal_in_step
+from tests.cli.runner import metrics, quick
 
 
 def write_pictures(folder: Path, count: int = 20, side: int = 20) -> Path:
@@ -204,21 +201,6 @@ def test_a_run_has_three_networks_and_says_what_strength_does(whole: Path) -> No
     for name in ("before_after.png", "psnr_by_strength.png", "learning_curves.png", "routing.png"):
         assert (whole / name).exists()
     assert (whole / "report" / "report.html").exists()
-
-
-def test_killed_and_resumed_equals_uninterrupted(whole: Path, tmp_path: Path) -> None:
-    words = (*ARGUMENTS, "--data", str(whole.parent / "pictures"), "--no-report", "--out", str(tmp_path))
-    killed = condconv(*words, prepare=[quick, save_every_step, partial(signal_in_step, signal.SIGKILL, 1, 2)])
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    with pytest.MonkeyPatch.context() as patch:
-        quick(patch)
-        assert main(["train", "--resume", str(tmp_path / "run-1")]) == 0
-    assert metrics(tmp_path / "run-1") == [row for row in metrics(whole) if row["network"] == "conditional"]
-    assert same_weights(tmp_path / "run-1", whole, "conditional")
-
-
-def save_every_step() -> None:
-    CheckpointKeeper.every_seconds = 0.0
 
 
 def test_evaluation_and_prediction(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,7 @@ from condconv.tasks import task_of
 from condconv.training import checkpoint
 from condconv.training.checkpoint import CheckpointKeeper, read_checkpoint, require_same_run
 from condconv.training.module import TrainingModule
-from tests.cli.runner import Prepare, condconv, metrics, quick, same_weights, signal_in_step
+from tests.cli.runner import Prepare, condconv, metrics, quick, same_weights, save_every_step, signal_in_step
 
 # Three steps of two passes in each of two epochs.
 ARGUMENTS = (
@@ -50,10 +50,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         quick(patch)
         assert main([*ARGUMENTS, str(out)]) == 0
     return out / "run-1"
-
-
-def save_every_step() -> None:
-    CheckpointKeeper.every_seconds = 0.0
 
 
 def die() -> None:

@@ -17,9 +17,8 @@ from condconv.runs.building import NetworkBuilder
 from condconv.runs.config import TrainConfig
 from condconv.tasks import task_of
 from condconv.training.checkpoint import CheckpointKeeper
-from tests.cli.runner import condconv, metrics, quick, same_weights, signal_in_step
+from tests.cli.runner import condconv, metrics, quick, same_weights, save_every_step, signal_in_step
 from tests.data.writers import write_folder_set
-from tests.training.test_resume import save_every_step
 
 
 @pytest.mark.slow

@@ -40,6 +40,12 @@ def _differentiated(x: Tensor, lowered: Lowered) -> bool:
     return needs_gradient(x, lowered) or func_transforms.transformed()
 
 
+def is_counted(x: Tensor, kernel_shape: Sequence[int], geometry: ConvGeometry) -> bool:
+    """Whether the operator counts so far: the positions of x, and those of the kernel times those of the output."""
+    size, kernel = x.shape[2:], kernel_shape[2:]
+    return max(math.prod(size), math.prod(kernel) * math.prod(geometry.output_size(size, kernel))) < 2**31
+
+
 class Native:
     """The compiled operators of csrc/, for convolutions of one or two dimensions on a CPU with AVX2 or better."""
 

@@ -12,7 +12,7 @@ from condconv.data import Source
 from condconv.evaluation.evaluate import Evaluation
 from condconv.evaluation.figures import confusion_matrix, drawable
 from condconv.files import whole_folder
-from condconv.tables import visible, write_csv
+from condconv.safe_text import visible, write_csv
 from condconv.tasks.classify.evaluator import TOP, Classified
 
 _COLUMNS = 5

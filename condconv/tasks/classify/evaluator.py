@@ -73,7 +73,7 @@ class ClassificationEvaluator:
         """Add logits (B, classes). Raises `ArgumentError` where they are those of other classes."""
         _, labels, places, _, *_ = batch
         logits = output.float()
-        require_classes(logits, self.source)
+        require_logits(logits, self.source)
         keep = labels != IGNORED
         if not bool(keep.any()):
             return
@@ -93,7 +93,7 @@ class ClassificationEvaluator:
         return Classified(top1, top5, self.confusion.compute().cpu().long(), self.mistakes, by_condition)
 
 
-def require_classes(logits: Tensor, source: Source) -> None:
+def require_logits(logits: Tensor, source: Source) -> None:
     """Raise `ArgumentError` unless there is a logit for each class of the set."""
     if logits.shape[1] != len(source.classes):
         raise ArgumentError(

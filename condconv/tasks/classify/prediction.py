@@ -22,9 +22,9 @@ from condconv.errors import ArgumentError
 from condconv.evaluation.evaluate import evaluation_loader, mirrored_too
 from condconv.evaluation.identity import weights_digest
 from condconv.files import Lock, whole_file
-from condconv.tables import write_csv
+from condconv.safe_text import write_csv
 from condconv.tasks.base import Request, Task
-from condconv.tasks.classify.evaluator import require_classes
+from condconv.tasks.classify.evaluator import require_logits
 from condconv.tasks.outputs import kept_so_far
 
 FORMATS = (".csv", ".parquet")
@@ -102,7 +102,7 @@ def _answers(
     for images, _, _, decoded in evaluation_loader(view, task, request.batch_size, request.workers, first):
         images = images.to(request.device)
         logits = request.network(images).float()
-        require_classes(logits, source)
+        require_logits(logits, source)
         if request.tta:
             logits = mirrored_too(task, request.network, [images], logits)
         likeliest, classes = probabilities(logits).topk(top_k, dim=1)

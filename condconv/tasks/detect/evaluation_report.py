@@ -9,7 +9,7 @@ from pathlib import Path
 from condconv.data import Source
 from condconv.evaluation.evaluate import Evaluation
 from condconv.files import whole_folder
-from condconv.tables import visible, write_csv
+from condconv.safe_text import visible, write_csv
 from condconv.tasks.detect.average_precision import results_of
 from condconv.tasks.detect.confusion import BACKGROUND, confusion
 from condconv.tasks.detect.drawing import confusion_matrices, mistakes, precision_recall, worst

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from condconv.data import Source
-from condconv.data.sampling import PADDING
 from condconv.detection import Detections
+from condconv.tasks.base import counted
 from condconv.tasks.detect.average_precision import Precision, average_precision
 from condconv.tasks.detect.detectors import Detector
 from condconv.tasks.detect.objects import Objects
@@ -66,12 +66,10 @@ class DetectionEvaluator:
 
     def add(self, output: Any, batch: Sequence[Any]) -> None:
         """Add what the network made of a batch."""
-        _, objects, places, decoded, sizes = batch
+        _, objects, places, _, sizes = batch
         found = found_in(self.detector, output, sizes, self.image_size)
-        for index, (place, whole) in enumerate(zip(places.tolist(), decoded.tolist(), strict=True)):
-            if place == PADDING or not whole:
-                continue
-            self.places.append(place)
+        for index in counted(batch):
+            self.places.append(int(places[index]))
             self.truths.append(as_stored(objects[index], sizes[index].tolist(), self.image_size))
             self.detections.append(found[index])
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from condconv.data import Source
-from condconv.tasks.base import Batch
+from condconv.tasks.base import Batch, counted
 from condconv.tasks.detect.average_precision import average_precision
 from condconv.tasks.detect.detectors import Detector
 from condconv.tasks.detect.evaluator import DetectionEvaluator
@@ -33,9 +33,13 @@ class DetectionMeter(nn.Module):
         self.found = DetectionEvaluator(self.source, self.detector)
 
     def update(self, output: Any, batch: Batch) -> None:
-        """Add a batch. Blank images have no objects and teach that there are none, so that they don't disturb."""
-        if self.loss_of is not None:
-            self.loss.update(self.loss_of(output, batch).expand(len(batch[0])))
+        """Add a batch."""
+        indices = counted(batch)
+        if self.loss_of is not None and indices:
+            images, objects, *_ = batch
+            kept = [images[indices], [objects[index] for index in indices]]
+            loss = self.loss_of(type(output)(*(part[indices] for part in output)), kept)
+            self.loss.update(loss.expand(len(indices)))
         self.found.add(output, batch)
 
     def compute(self) -> dict[str, float]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from condconv.data.folder import FileImages
+from condconv.data.image_folder import FileImages
 
 
 class Objects(NamedTuple):

@@ -12,7 +12,7 @@ import numpy as np
 from condconv.data import Source
 from condconv.evaluation.evaluate import Evaluation
 from condconv.files import whole_folder
-from condconv.tables import visible, write_csv
+from condconv.safe_text import visible, write_csv
 from condconv.tasks.keypoints.drawing import distances_by_joint, worst
 from condconv.tasks.keypoints.evaluator import Located
 from condconv.tasks.keypoints.scores import PCK_SHARE, pck, results_of

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from condconv.data import Source
-from condconv.data.sampling import PADDING
+from condconv.tasks.base import counted
 from condconv.tasks.keypoints import geometry
 from condconv.tasks.keypoints.heatmaps import decode
 from condconv.tasks.keypoints.instances import Instance
@@ -53,12 +53,11 @@ class KeypointEvaluator:
 
     def add(self, output: Any, batch: Sequence[Any]) -> None:
         """Add what the network made of a batch."""
-        _, _, places, decoded, to_image, *_ = batch
+        _, _, places, _, to_image, *_ = batch
         found = found_in(output, to_image)
-        for place, whole, joints in zip(places.tolist(), decoded.tolist(), found, strict=True):
-            if place != PADDING and whole:
-                self.places.append(place)
-                self.joints.append(joints)
+        for index in counted(batch):
+            self.places.append(int(places[index]))
+            self.joints.append(found[index])
 
     def found(self) -> Located:
         """See `Located`."""

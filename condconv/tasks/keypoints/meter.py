@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from condconv.data import Source
-from condconv.tasks.base import Batch
+from condconv.tasks.base import Batch, counted
 from condconv.tasks.keypoints.evaluator import KeypointEvaluator, located
 
 
@@ -30,8 +30,11 @@ class KeypointMeter(nn.Module):
         self.evaluator = KeypointEvaluator(self.source)
 
     def update(self, output: Any, batch: Batch) -> None:
-        """Add a batch. Blank samples have no labelled joints and teach nothing."""
-        self.loss.update(self.loss_of(output, batch).expand(len(batch[0])))
+        """Add a batch."""
+        if indices := counted(batch):
+            images, joints, *_ = batch
+            loss = self.loss_of(output[indices], [images[indices], joints[indices]])
+            self.loss.update(loss.expand(len(indices)))
         self.evaluator.add(output, batch)
 
     def compute(self) -> dict[str, float]:

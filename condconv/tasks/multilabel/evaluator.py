@@ -13,7 +13,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MultilabelAveragePrecision, MultilabelF1Score, MultilabelStatScores
 
 from condconv.data import Source
-from condconv.tasks.classify.evaluator import require_classes
+from condconv.tasks.classify.evaluator import require_logits
 from condconv.tasks.multilabel.view import known
 
 
@@ -57,7 +57,7 @@ class TagEvaluator(nn.Module):
 
     def add(self, output: Any, batch: Sequence[Any]) -> None:
         """Add logits (B, classes). Raises `ArgumentError` where they are those of other classes."""
-        require_classes(output, self.source)
+        require_logits(output, self.source)
         tags = batch[1].to(output.device)
         keep = known(tags)
         if not bool(keep.any()):

@@ -8,7 +8,7 @@ from pathlib import Path
 from condconv.data import Source
 from condconv.evaluation.evaluate import Evaluation
 from condconv.files import whole_folder
-from condconv.tables import visible, write_csv
+from condconv.safe_text import visible, write_csv
 from condconv.tasks.restore.drawing import before_after, quality_by_strength
 from condconv.tasks.restore.evaluator import Restored
 

@@ -10,8 +10,8 @@ import torch
 
 from condconv.data import Source, open_source, sources
 from condconv.data.decoding import IMAGE_SUFFIXES, common_format, read_bytes, spread
-from condconv.data.folder import FileImages
 from condconv.data.idx import is_idx_folder
+from condconv.data.image_folder import FileImages
 from condconv.data.remote import is_url
 from condconv.data.shards import is_shard_folder
 from condconv.errors import DataError

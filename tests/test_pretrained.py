@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import condconv
-from condconv import opening
+from condconv import pretrained
 from condconv.cli.main import main
 from condconv.errors import ArgumentError, CheckpointError, UnknownNameError
 from condconv.models import noted_images
@@ -168,7 +168,7 @@ def test_what_cannot_be_saved_says_what_to_do(tmp_path: Path) -> None:
 
 def test_a_name_gives_published_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(opening, "create_model", lambda name, **given: asked.append((name, given)) or Elsewhere())
+    monkeypatch.setattr(pretrained, "create_model", lambda name, **given: asked.append((name, given)) or Elsewhere())
     assert not condconv.from_pretrained("resnet50").training
     assert asked == [("resnet50", {"pretrained": True})]
 

@@ -25,7 +25,7 @@ from condconv.runs.folder import BEST, RunFolder
 from condconv.runs.metrics import EpochRow, best_epoch
 from condconv.runs.networks import CONDITIONAL, STATIC, WIDENED, NetworkSpec
 from condconv.runs.routing_report import RoutingFound
-from condconv.tables import visible
+from condconv.safe_text import visible
 from condconv.tasks import Score
 from condconv.tasks.base import Task
 

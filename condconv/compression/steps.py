@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from condconv.tables import write_csv
+from condconv.safe_text import write_csv
 
 HEAD = ("step", "score", "bytes", "macs")
 

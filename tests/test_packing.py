@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from condconv.errors import ArgumentError
-from condconv.packed import COLUMNS, ROWS, STORAGES, matrix_shape, pack, unpack
+from condconv.packing import COLUMNS, ROWS, STORAGES, matrix_shape, pack, unpack
 
 KERNELS = {
     "dense": ((40, 24, 3, 3), 1),
