@@ -70,7 +70,7 @@ def bone(start: tuple[float, float], end: tuple[float, float], thickness: float)
 
 def make_image(random: np.random.Generator, size: int, styles: Sequence[str]) -> Made:
     """One puppet with its joints."""
-    style = styles[random.integers(len(styles))]
+    style = styles[int(random.integers(len(styles)))]
     image = Image.new("L", (size, size), BACKGROUND)
     joints, trunk = pose(random, size)
     grey = int(random.integers(140, 220))

@@ -35,7 +35,7 @@ def corners(shape: str, x: float, y: float, radius: float, angle: float) -> Poin
 
 def make_image(random: np.random.Generator, size: int, styles: Sequence[str], per_object: bool) -> Made:
     """Shapes with their boxes."""
-    style = styles[random.integers(len(styles))]
+    style = styles[int(random.integers(len(styles)))]
     image = Image.new("L", (size, size), BACKGROUND)
     found = []
     taken: list[tuple[float, float, float]] = []
@@ -47,7 +47,7 @@ def make_image(random: np.random.Generator, size: int, styles: Sequence[str], pe
         taken.append((x, y, radius))
         shape = int(random.integers(len(SHAPES)))
         outline = corners(SHAPES[shape], x, y, radius, float(random.uniform(0, 2 * math.pi)))
-        own = styles[random.integers(len(styles))] if per_object else style
+        own = styles[int(random.integers(len(styles)))] if per_object else style
         draw(image, outline, own, int(random.integers(140, 220)))
         left, top = (max(0.0, min(point[axis] for point in outline)) for axis in (0, 1))
         right, bottom = (min(float(size), max(point[axis] for point in outline)) for axis in (0, 1))
