@@ -46,6 +46,10 @@ class ExportedNetwork(nn.Module):
             parts.update(part.read_bytes())
         self.register_buffer("digest", torch.frombuffer(bytearray(parts.digest()), dtype=torch.uint8))
 
+    def __reduce__(self) -> tuple[type[ExportedNetwork], tuple[Path]]:
+        """A copy, or one in another process, opens the file again."""
+        return ExportedNetwork, (self.path,)
+
     def forward(self, images: Tensor) -> Tensor | list[Tensor]:
         """Images (B, C, *space), prepared as `about` says → the output, or a list of them."""
         images = images.cpu().float().contiguous()
