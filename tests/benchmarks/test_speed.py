@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.speed import hotspots, layers, networks, planner_fit, planner_table, random_shapes, training
+from benchmarks.speed import hotspots, layers, networks, planner_fit, planner_table, random_shapes, training, variants
 from benchmarks.speed.instructions import held_to
 from benchmarks.speed.results import Line, read, table
 from benchmarks.speed.roofline import Roofline, size_class
@@ -21,6 +21,7 @@ from benchmarks.speed.subjects import OURS, STATIC, Work
 from condconv.benchmarking.memory import MEMORY
 from condconv.execution import execute, fitted, strategies
 from condconv.execution.fitted import SIZES
+from condconv.variants import variants as registry
 
 SMALL = "condconv_mobilenetv1_025"
 Run = Callable[..., list[Line]]
@@ -99,6 +100,21 @@ def test_networks_compares_twins_of_the_same_precision(run: Run) -> None:
     }  # fmt: skip
     assert {line["storage"] for line in lines if line["contender"] == OURS} == {"f32", "bf16", "int8"}
     assert all(line["strategy"] for line in lines if line["contender"] == OURS)
+
+
+def test_variants_compares_the_same_function_written_twice(run: Run) -> None:
+    lines = run(variants)
+    assert [line["contender"] for line in lines] == [STATIC, OURS, variants.OBVIOUS]
+    assert filled(lines, "strategy", "commit")
+    assert lines[0]["ratio"] == "1.000" and float(lines[1]["macs_ratio"]) > 1
+
+
+@pytest.mark.parametrize("name", registry)
+def test_the_obvious_form_of_a_variant_computes_the_same(name: str) -> None:
+    kind: Any = next(layer for layer in registry[name].layers if layer.static_type is torch.nn.Conv2d)
+    for arguments in ({"kernel_size": 1}, {"kernel_size": 3, "padding": 1, "stride": 2, "bias": False}):
+        layer, x = kind(8, 12, **arguments, num_experts=None if name != "fdconv" else 4).eval(), torch.rand(3, 8, 7, 7)
+        torch.testing.assert_close(variants.Obvious(layer)(x), layer(x), atol=1e-5, rtol=1e-5)
 
 
 def test_training_and_hotspots_write_both_twins(run: Run, tmp_path: Path) -> None:
