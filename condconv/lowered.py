@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from condconv import packing
 from condconv.assembled import Assembled, Cells
-from condconv.packing import unpack
 
 
 class Kernels(NamedTuple):
@@ -161,9 +161,8 @@ class Packed(NamedTuple):
         return keep(self)
 
     def mix(self) -> Tensor:
-        """Return each example's kernel, (B, *kernel_shape) f32: unpack, then n·|W| multiply-adds for each example."""
-        experts = unpack(self.packed, self.scale, self.kernel_shape, self.groups)
-        return torch.mm(self.used_coefficients, experts.float().flatten(1)).unflatten(1, self.kernel_shape)
+        """Return each example's kernel, (B, *kernel_shape) f32: n·|W| multiply-adds for each example, blocks filled up."""
+        return packing.mix(self.packed, self.scale, self.used_coefficients, self.kernel_shape, self.groups)
 
 
 class Static(NamedTuple):

@@ -105,16 +105,48 @@ def _tiled(matrices: Tensor) -> Tensor:
 
 def unpack(packed: Tensor, scale: Tensor | None, kernel_shape: Sequence[int], groups: int) -> Tensor:
     """Return experts (n, *kernel_shape) from what `pack` returned: bit for bit in bf16 and f32; f32 for int8."""
+    pieces = _pieces(packed, kernel_shape, groups)
+    return _kernels(pieces if scale is None else [_scaled(piece, scale) for piece in pieces], kernel_shape)
+
+
+def mix(
+    packed: Tensor, scale: Tensor | None, coefficients: Tensor, kernel_shape: Sequence[int], groups: int
+) -> Tensor:
+    """Return the kernels (B, *kernel_shape) f32 that coefficients (B, n) f32 make of packed experts.
+
+    They are mixed as they lie: only the result is brought into order.
+    """
+    mixed = []
+    for piece in _pieces(packed, kernel_shape, groups):
+        experts = (piece.float() if scale is None else _scaled(piece, scale)).flatten(4).flatten(0, 2)
+        kernels = torch.bmm(coefficients.expand(experts.shape[0], -1, -1), experts)
+        mixed.append(kernels.reshape(*piece.shape[:3], coefficients.shape[0], *piece.shape[4:]))
+    return _kernels(mixed, kernel_shape)
+
+
+def _pieces(packed: Tensor, kernel_shape: Sequence[int], groups: int) -> list[Tensor]:
+    """Packed experts as (G, ⌈N/16⌉, chunks, n, rows of a chunk, 16): the whole chunks, and the shorter one if any."""
     matrix_groups, columns, rows = matrix_shape(kernel_shape, groups)
-    blocks = -(-columns // COLUMNS)
-    n = packed.numel() // (matrix_groups * blocks * COLUMNS * rows)
-    sizes = [n * COLUMNS * min(ROWS, rows - start) for start in range(0, rows, ROWS)]
-    chunks = packed.reshape(matrix_groups, blocks, -1).split(sizes, dim=2)
-    tiles = torch.cat([chunk.unflatten(2, (n, -1, COLUMNS)) for chunk in chunks], dim=3)  # G ⌈N/16⌉ n K 16
-    matrices = tiles.permute(2, 0, 1, 4, 3).flatten(2, 3)[:, :, :columns]  # n G N K
-    if scale is not None:
-        matrices = matrices.float() * scale.reshape(n, matrix_groups, -1, 1)[:, :, :columns]
-    kernels = matrices.reshape(n, kernel_shape[0], *kernel_shape[2:], kernel_shape[1])
+    lines = packed.reshape(matrix_groups, -(-columns // COLUMNS), -1, COLUMNS)
+    n, whole = lines.shape[2] // rows, rows // ROWS * ROWS
+    chunks = lines[:, :, : n * whole].unflatten(2, (rows // ROWS, n, ROWS))
+    shorter = lines[:, :, n * whole :].unflatten(2, (1, n, rows - whole))
+    return [piece for piece in (chunks, shorter) if piece.numel()]
+
+
+def _scaled(piece: Tensor, scale: Tensor) -> Tensor:
+    """Such a piece of whole numbers times their scales, f32."""
+    matrix_groups, blocks, _, n = piece.shape[:4]
+    of_columns = scale.reshape(n, matrix_groups, blocks, COLUMNS).permute(1, 2, 0, 3)
+    return piece.float() * of_columns[:, :, None, :, None]
+
+
+def _kernels(pieces: Sequence[Tensor], kernel_shape: Sequence[int]) -> Tensor:
+    """All pieces as kernels (n, *kernel_shape)."""
+    tiles = torch.cat([piece.permute(3, 0, 1, 5, 2, 4).flatten(4) for piece in pieces], dim=4)  # n G ⌈N/16⌉ 16 K
+    columns = kernel_shape[0] // tiles.shape[1]
+    matrices = tiles.flatten(2, 3)[:, :, :columns]  # n G N K
+    kernels = matrices.reshape(tiles.shape[0], kernel_shape[0], *kernel_shape[2:], kernel_shape[1])
     return kernels.movedim(-1, 2).contiguous()
 
 

@@ -22,12 +22,14 @@ def batch_of(lowered: Lowered) -> int:
 def mixed_kernel_macs(lowered: Lowered, geometry: ConvGeometry, input_size: Sequence[int]) -> tuple[int, int]:
     """A strategy that mixes each example's kernel, n·|W|, and then convolves with it once.
 
-    Scaling int8 experts is one more multiplication for each of their weights, whatever the batch.
+    Packed experts are mixed with the zeros that fill up their blocks, and scaling those of int8 is one more
+    multiplication for each number, whatever the batch.
     """
     mixing = 0
-    if isinstance(lowered, Mixture | Packed):
-        scaled = isinstance(lowered, Packed) and lowered.scale is not None
-        mixing = (batch_of(lowered) + scaled) * lowered.num_experts * math.prod(lowered.kernel_shape)
+    if isinstance(lowered, Packed):
+        mixing = (batch_of(lowered) + (lowered.scale is not None)) * lowered.packed.numel()
+    elif isinstance(lowered, Mixture):
+        mixing = batch_of(lowered) * lowered.num_experts * math.prod(lowered.kernel_shape)
     elif isinstance(lowered, Assembled):
         mixing = batch_of(lowered) * lowered.mixing_macs
     return mixing, batch_of(lowered) * geometry.macs(lowered.kernel_shape, input_size)
