@@ -43,7 +43,10 @@ confirmed or contradicted where the interval of the difference excludes 0, and i
 ## How the runs are made
 
 `condconv sweep STUDY` trains a study's networks one after another on any machine, and goes on where it was
-interrupted; one row of `benchmarks/accuracy/results/` is one finished run.
+interrupted; one row of `benchmarks/accuracy/results/` is one finished run. With `--cluster slurm --cluster-options
+slurm_partition=gpu gpus_per_node=1 timeout_min=600` each run is a task of a SLURM array (`pip install
+'condconv[cluster]'`) whose row comes into the same table; folders have to be those of all machines. The same command
+submits what is not done.
 
 Rows of an NVIDIA machine were made by `python -m benchmarks.accuracy.many_runs`, up to 24 networks at a time: each
 one's training step is a CUDA graph that is replayed on a stream of its own, matrix products and convolutions are in

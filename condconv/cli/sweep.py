@@ -1,4 +1,4 @@
-"""`condconv sweep`: the runs of a study, one after another, each finished one a row of its table."""
+"""`condconv sweep`: the runs of a study, one after another or on a cluster, each finished one a row of its table."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from jsonargparse import Namespace
+
+from condconv.cli.cluster import add_cluster, submit
 from condconv.cli.parser import Parser
 from condconv.errors import ArgumentError, BusyError, argument_error
 from condconv.progress import progress_bar
@@ -23,6 +26,7 @@ def make_parser() -> Parser:
     parser.add_argument("--seeds", type=int, nargs="+", default=None, metavar="SEED", help="these seeds only")
     parser.add_argument("--threads", type=int, default=None, help="of each run (default: torch's)")
     parser.add_argument("--out", type=str, default="runs/sweep", help="folder of the run folders")
+    add_cluster(parser)
     parser.add_argument("--list", action="store_true", default=False, help="say what is done and what is not run")
     parser.add_argument("--debug", action="store_true", default=False, help="show tracebacks")
     return parser
@@ -46,6 +50,11 @@ def run(arguments: Sequence[str]) -> int:
 
     todo = pending(study, cells)
     print(f"{study.name}: {len(cells) - len(todo)} of {len(cells)} runs are done", flush=True)
+    if todo and settings.cluster is not None:
+        folder = Path(settings.out).expanduser() / "jobs"
+        jobs = submit(list(calls(settings, todo)), settings.cluster, settings.cluster_options, folder)
+        print(f"{len(jobs)} runs submitted, what they print is in {folder}; the same command submits what is not done")
+        return 0
     with StopRequest() as stop, progress_bar("epochs") as progress:
         sweep = Sweep(study, settings.data, Path(settings.out), settings.threads, stop, progress)
         try:
@@ -53,6 +62,14 @@ def run(arguments: Sequence[str]) -> int:
         except Interrupted as interrupted:
             print(f"stopped; go on with the same command: condconv sweep {study.path}")
             return 0 if interrupted.signum == signal.SIGTERM else 130
+
+
+def calls(settings: Namespace, todo: Sequence[Cell]) -> Iterator[list[str]]:
+    """The sweep's own command for each run alone."""
+    given = [(f"--{name}", getattr(settings, name)) for name in ("data", "threads", "out")]
+    same = [str(word) for pair in given if pair[1] is not None for word in pair]
+    for arm, seed in todo:
+        yield ["sweep", settings.study, "--arms", arm, "--seeds", str(seed), *same]
 
 
 def run_all(sweep, todo: Sequence[Cell]) -> int:  # type: ignore[no-untyped-def]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -195,7 +196,9 @@ def test_the_committed_fit_is_that_of_the_committed_table() -> None:
 def test_random_shapes_are_odd_and_always_the_same() -> None:
     shapes = list(random_shapes.shapes())
     assert len({shape.name for shape in shapes}) == 100 and shapes == list(random_shapes.shapes())
-    assert {shape.threads for shape in shapes} == {1, 2, 3, 4} and {shape.stride for shape in shapes} == {1, 2}
+    most = min(4, os.cpu_count() or 1)
+    assert {shape.threads for shape in shapes} == set(range(1, most + 1))
+    assert {shape.stride for shape in shapes} == {1, 2}
     assert 20 < sum(shape.isa == "avx2" for shape in shapes) < 50
     assert all(s.in_channels // s.groups % 16 or s.kind == "depthwise" and s.groups % 16 for s in shapes)
     table = {(c.kind, c.batch, c.in_channels, c.out_channels, c.height, c.width) for c in planner_table.cells()}

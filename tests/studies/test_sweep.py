@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -69,6 +69,21 @@ def make(tmp_path: Path, study: Study, monkeypatch: pytest.MonkeyPatch) -> Make:
 
 def calls(folder: Path) -> list[str]:
     return (folder / "runs" / "calls").read_text().splitlines()
+
+
+def test_what_a_cluster_runs_one_by_one_is_the_table_of_a_sweep(
+    tmp_path: Path, study: Study, make: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submitted: list[Sequence[Sequence[str]]] = []
+    monkeypatch.setattr("condconv.cli.sweep.submit", lambda calls, *_: submitted.append(calls) or calls)
+    words = ["sweep", str(study.path), "--arms", "static", "wide", "--threads", "1", "--out", str(tmp_path / "runs")]
+    assert main([*words, "--cluster", "local"]) == 0
+    assert "4 runs submitted" in capsys.readouterr().out and not study.finished()
+    assert [main(call) for call in submitted[0][1:]] == [0, 0, 0]
+    assert main([*words, "--cluster", "local"]) == 0
+    assert len(submitted[1]) == 1 and main(submitted[1][0]) == 0
+    assert set(study.finished()) == {(arm, seed) for arm in ("static", "wide") for seed in (0, 1)}
+    assert main([*words, "--cluster", "local"]) == 0 and len(submitted) == 2
 
 
 def test_a_finished_run_is_a_row_and_is_not_run_again(tmp_path: Path, study: Study, make: Make) -> None:
