@@ -93,6 +93,7 @@ FORMATS = {
     "pt2": Kind(".pt2", "torch", False),
 }
 _ELSEWHERE = {
+    "coreml": "convert the .pt2 file of --format pt2 --batch 1 with coremltools",
     "tflite": "convert the .onnx file of --format onnx --batch 1 with onnx2tf, in an environment of its own",
     "tensorrt": "give the .onnx file of --format onnx --batch 1 to trtexec, on the machine that it will run on",
 }

@@ -96,6 +96,32 @@ def test_executorch(variant: str, tmp_path: Path) -> None:
     assert ExportedNetwork(done.path).about == done.about
 
 
+NOT_IN_CORE_ML = {
+    "odconv": (ValueError, "Core ML only supports tensors with rank <= 5"),
+    "sparse_moe": (NotImplementedError, "Unsupported fx node and_1, kind __and__"),
+    "squeeze_excite": (NotImplementedError, "Unsupported fx node alias, kind alias"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("variant", variants.names())
+def test_core_ml_takes_the_graph_of_one_image_or_says_why_not(variant: str, tmp_path: Path) -> None:
+    coreml = pytest.importorskip("coremltools")
+    done = condconv.export(network(variant), tmp_path / "net.pt2", batch=1, example=images(1))
+    program = torch.export.load(done.path).run_decompositions({})
+    how = {"compute_precision": coreml.precision.FLOAT32, "minimum_deployment_target": coreml.target.iOS17}
+    if variant in NOT_IN_CORE_ML:
+        error, reason = NOT_IN_CORE_ML[variant]
+        with pytest.raises(error, match=reason):
+            coreml.convert(program, **how)
+        return
+    described = coreml.convert(program, **how).get_spec().description
+    assert [list(value.type.multiArrayType.shape) for value in (*described.input, *described.output)] == [
+        [1, *SIZE], [1, 10],
+    ]  # fmt: skip
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("cls", LAYERS, ids=name_of)
 def test_every_layer(cls: Any, tmp_path: Path) -> None:
@@ -276,6 +302,7 @@ def test_what_an_exporter_cannot_express_is_said(tmp_path: Path) -> None:
         ({"path": "net.pt2", "format": "onnx"}, "does not end in .onnx"),
         ({"format": "onxx"}, "did you mean 'onnx'"),
         ({"format": "tflite"}, "is not written here; convert the .onnx file"),
+        ({"format": "coreml"}, "is not written here; convert the .pt2 file"),
         ({"batch": 0}, "batch=0 must be at least 1"),
         ({"batch": "two"}, "batch='two' must be an integer"),
         ({"path": "net.pte"}, "batch='dynamic' is not possible for format='executorch'"),
