@@ -46,7 +46,7 @@ class Registry(Generic[T]):
             raise UnknownNameError(unknown_name_message(self.kind, name, self._things)) from None
 
     def __contains__(self, name: object) -> bool:
-        return name in self._things
+        return isinstance(name, str) and name in self._things
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._things)

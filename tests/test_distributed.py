@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 import condconv
 from condconv.routers import attach_scope
 from condconv.variants import variants
+from condconv.variants.sparse_moe import NoisyTopKGate
 from tests.contract.cases import MIXTURES, Block, shared_router
 from tests.processes import METHOD
 
@@ -33,6 +34,9 @@ def network(variant: str) -> nn.Module:
     members = [block.expand, block.depthwise, block.project]
     attach_scope(net, "1", members, shared_router(members, 4))
     block.norm.eval()
+    for module in net.modules():
+        if isinstance(module, NoisyTopKGate):
+            module.eval()  # Each process has its own noise.
     return net.double()
 
 

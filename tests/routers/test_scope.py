@@ -42,7 +42,9 @@ def network(variant: str, inside: Any = None, channels: int = 4) -> Any:
     )
     for i, block in enumerate(blocks, start=1):
         members = layers_of(block)
-        attach_scope(net, str(i), members, shared_router(members, channels))
+        router = shared_router(members, channels)
+        nn.init.normal_(router.body[-1].weight)  # Some start at zero, and then route all inputs alike.
+        attach_scope(net, str(i), members, router)
     return net.double()
 
 
