@@ -37,7 +37,7 @@ docs: .venv/installed
 	$(BIN)/mkdocs build
 
 # The planner's table comes first: what the planner chooses in all others depends on it.
-BENCHMARKS := planner_table planner_fit single_layers small layers networks training random_shapes hotspots
+BENCHMARKS := planner_table planner_fit single_layers small layers networks variants training random_shapes hotspots
 
 bench: .venv/installed
 	set -e; for module in $(BENCHMARKS); do $(BIN)/python -m benchmarks.speed.$$module; done

@@ -71,6 +71,11 @@ The paper states no multiply-adds. Mixing costs n·|W| in each layer, n being th
 hundreds: what has fewer parameters than the static network has more multiply-adds.
 """
 
+FDCONV = """
+Beside the weights of the spectrum's parts, an inverse Fourier transform for each layer and example is counted, as
+1.25·|W|·log₂|W| multiply-adds.
+"""
+
 SMALL_IMAGES = """
 ## Networks for small images
 
@@ -143,7 +148,8 @@ def page(published: Iterable[Line], counts: Iterable[Line]) -> str:
         [INTRODUCTION, "## CondConv", "", head, *sections["condconv"], "", "## Dynamic Convolution", DYNAMIC, head]
         + [*sections["dynamic_convolution"], "", "## ODConv", ODCONV, head, *sections["odconv"]]
         + ["", "## DCD", DCD, head, *sections["dcd"]]
-        + ["", "## KernelWarehouse", KERNEL_WAREHOUSE, head, *sections["kernel_warehouse"], SMALL_IMAGES]
+        + ["", "## KernelWarehouse", KERNEL_WAREHOUSE, head, *sections["kernel_warehouse"]]
+        + ["", "## FDConv", FDCONV, head, *sections["fdconv"], SMALL_IMAGES]
         + [*(_small_row(line) for name, line in by_name.items() if "/" in name and ":" not in name), ""]
     )
 

@@ -23,6 +23,7 @@ import torch
 
 import condconv
 from condconv.benchmarking.rows import measured_on
+from condconv.exporting.formats import FORMATS
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE / "results" / "exporting.csv"
@@ -32,8 +33,6 @@ TABLE = re.compile(r"(?<=<!-- table: exporting -->\n).*?(?=<!-- end -->)", re.DO
 NETWORKS = (
     "condconv_efficientnet_b0_8e", "condconv_mobilenetv1_025", "condconv_mobilenetv2_100", "dynamic_mobilenetv2_100",
 )  # fmt: skip
-RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino", "executorch": "executorch", "pt2": "torch"}
-SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "executorch": ".pte", "pt2": ".pt2"}
 COLUMNS = (
     "network", "format", "version", "batch", "error", "mb", "twin_mb", "ms", "twin_ms", "ratio", "machine", "cores",
     "threads", "torch", "timm", "date",
@@ -47,15 +46,15 @@ def lines(names: Sequence[str]) -> Iterator[Line]:
     for name in names:
         torch.manual_seed(0)
         model = condconv.create_model(name).eval()
-        for format, runtime in RUNTIMES.items():
+        for format, kind in FORMATS.items():
             print(f"{name}, {format}", file=sys.stderr)
             with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder, f"net{SUFFIXES[format]}")
+                path = Path(folder, f"net{kind.suffix}")
                 done = condconv.export(model, path, format=format, batch=1, twin=True)
             beside = done.beside
             assert beside is not None
             yield {
-                "network": name, "format": format, "version": metadata.version(runtime), "batch": 1,
+                "network": name, "format": format, "version": metadata.version(kind.runtime), "batch": 1,
                 "error": f"{done.error:.1e}", "mb": f"{beside.bytes / 1e6:.2f}",
                 "twin_mb": f"{beside.twin_bytes / 1e6:.2f}", "ms": f"{beside.ms:.3f}",
                 "twin_ms": f"{beside.twin_ms:.3f}", "ratio": f"{beside.ratio:.3f}", **measured_on(),

@@ -58,6 +58,7 @@ from condconv.variants.dynamic_convolution import DynamicConv2d as DynamicConv2d
 from condconv.variants.dynamic_convolution import DynamicConv3d as DynamicConv3d
 from condconv.variants.dynamic_convolution import DynamicConvTranspose2d as DynamicConvTranspose2d
 from condconv.variants.dynamic_convolution import DynamicLinear as DynamicLinear
+from condconv.variants.fdconv import FDConv2d as FDConv2d
 from condconv.variants.gated_block import GatedBlock as GatedBlock
 from condconv.variants.kernel_warehouse import KernelWarehouseConv1d as KernelWarehouseConv1d
 from condconv.variants.kernel_warehouse import KernelWarehouseConv2d as KernelWarehouseConv2d

@@ -6,6 +6,7 @@ A bank lowers its parameters to one of these forms, and a strategy needs to know
 * `Packed`: the same with experts as an inference form stores them (`condconv.packing`);
 * `Cells`: kernels cut into cells of one size, each of them mixed from the same n cells;
 * `Blocks`: kernels with a weight for each output channel and block of input channels;
+* `Spectrum`: kernels from the weighted parts of one spectrum;
 * `Kernels`: one dense kernel for each example;
 * `Static`: one kernel for all examples;
 * `Scaled`: one of these between factors of its input channels, output channels and taps, plus a low-rank residual.
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from condconv.assembled import Blocks, Cells
+from condconv.assembled import Assembled, Cells
 from condconv.packing import unpack
 
 
@@ -222,7 +223,7 @@ class Scaled(NamedTuple):
     The factors are those of each example; None is 1. The kernel is not transposed.
     """
 
-    inner: Mixture | Packed | Cells | Blocks | Kernels | Static
+    inner: Mixture | Packed | Assembled | Kernels | Static
     """W(x), without a bias."""
     input: Tensor | None
     """(B, I) or None."""
@@ -255,9 +256,9 @@ class Scaled(NamedTuple):
         return self._replace(inner=inner)
 
 
-Lowered = Mixture | Packed | Cells | Blocks | Kernels | Static | Scaled
+Lowered = Mixture | Packed | Assembled | Kernels | Static | Scaled
 
-Mixed = Mixture | Packed | Cells | Blocks
+Mixed = Mixture | Packed | Assembled
 """What has still to be mixed."""
 
 Keeper = Callable[[Mixed], Kernels | Mixed]
@@ -288,7 +289,7 @@ def kernels_of(lowered: Lowered, dtype: torch.dtype) -> Tensor:
 
     `dtype` is that of the image: packed experts are mixed in f32 and then rounded to it.
     """
-    if isinstance(lowered, Mixture | Cells | Blocks):
+    if isinstance(lowered, Mixture | Assembled):
         return lowered.mix()
     if isinstance(lowered, Kernels):
         return lowered.weight

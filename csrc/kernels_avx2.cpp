@@ -17,7 +17,7 @@
 #pragma GCC target("avx2,fma")
 #define LANES 8
 #define MAX_COLUMNS 1
-#define MAX_ROWS(columns) 6
+#define MAX_ROWS(registers) (registers == 1 ? 8 : 6)
 
 namespace condconv {
 namespace {

@@ -17,7 +17,7 @@
 #pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")
 #define LANES 16
 #define MAX_COLUMNS 3
-#define MAX_ROWS(columns) 8
+#define MAX_ROWS(registers) 8
 
 namespace condconv {
 namespace {

@@ -12,6 +12,7 @@ from pathlib import Path
 from benchmarks.accuracy.comparison import CONFIDENCE, Estimate, Outcome, estimate
 from benchmarks.accuracy.in_short import ENOUGH, demo, leading
 from benchmarks.accuracy.markdown import between, gain, shown, table
+from condconv.analysis.collect import COUNTERFACTUAL_IMAGES
 from condconv.studies.study import CHECKS, Study, check_column, read_study
 
 HERE = Path(__file__).resolve().parent
@@ -33,10 +34,10 @@ within 2 %. "Shown" says over which of them the {CONFIDENCE:.0%} interval lies a
 says when to use a conditional layer, and when to widen instead.
 
 The sets and networks are small; the numbers say how the variants compare here, and are not comparable with
-published ones (CIFAR-10-JPEG is CIFAR-10 recompressed to JPEG). Top-1 (of restored pictures: PSNR) is that of the
-last epoch, not of the best one, on the validation images. Multiply-adds are those of one image by the papers'
-convention (mixing and routing counted); the ratio is to the static network of the same shape, the overhead what it
-is above 1. Intervals are by Student's t over seeds; differences are paired by seed. A claim of a paper is called
+published ones (CIFAR-10-JPEG is CIFAR-10 recompressed to JPEG). Top-1 (of restored pictures PSNR, of detectors mAP)
+is that of the last epoch, not of the best one, on the validation images. Multiply-adds are those of one image by the
+papers' convention (mixing and routing counted); the ratio is to the static network of the same shape, the overhead what
+it is above 1. Intervals are by Student's t over seeds; differences are paired by seed. A claim of a paper is called
 confirmed or contradicted where the interval of the difference excludes 0, and is undecided otherwise.
 
 ## How the runs are made
@@ -233,7 +234,8 @@ def checks(outcome: Outcome) -> Iterator[str]:
         return
     said = scored(outcome.study)
     score = outcome.study.score
-    yield f"{said[0].upper()}{said[1:]} on 2,000 validation images with changed coefficients, mean over seeds:\n"
+    images = min(COUNTERFACTUAL_IMAGES, int(outcome.any_row(arms[0])["n_val"]))
+    yield f"{said[0].upper()}{said[1:]} on {images:,} validation images with changed coefficients, mean over seeds:\n"
     yield from table(
         ["arm", "unchanged", "mean of the kernels", "largest alone", "of another image", "shuffled among experts"],
         ([arm, *(f"{outcome.mean(arm, check_column(name, score)).mean:.2f}" for name in CHECKS)] for arm in arms),

@@ -3,14 +3,15 @@
     python -m benchmarks.speed.random_shapes     writes benchmarks/results/random_shapes.csv
 
 Fifty shapes from a fixed seed, each forward without gradients, and forward and backward: odd sizes and channels,
-stride 2, groups, 1 to 4 threads, both memory layouts. Every third shape is held to AVX2, in torch's libraries and in
-the native operator. The planner's choice takes turns with every strategy pinned, all of them in the training form;
-results are compared with the reference in float64. A shape whose ratio exceeds the bound is measured three times in
-all, and its run of the median ratio counts.
+stride 2, groups, 1 to 4 threads but no more than there are cores, both memory layouts. Every third shape is held to
+AVX2, in torch's libraries and in the native operator. The planner's choice takes turns with every strategy pinned, all
+of them in the training form; results are compared with the reference in float64. A shape whose ratio exceeds the bound
+is measured three times in all, and its run of the median ratio counts.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 from collections.abc import Iterator, Sequence
@@ -83,7 +84,8 @@ def shapes() -> Iterator[Shape]:
         shape = Shape(
             kind, draw.choice((1, 2, 3, 8, 17)), groups * wide, groups * narrow, groups,
             1 if kind == "pointwise" else draw.choice((3, 3, 5)), draw.choice((1, 1, 2)), draw.randint(5, 41),
-            draw.randint(5, 41), draw.choice((2, 4, 8, 8, 16)), draw.choice(list(LAYOUTS)), draw.randint(1, 4),
+            draw.randint(5, 41), draw.choice((2, 4, 8, 8, 16)), draw.choice(list(LAYOUTS)),
+            min(draw.randint(1, 4), os.cpu_count() or 1),
             "avx2" if found % 3 == 2 else "best", "forward",
         )  # fmt: skip
         if shape.macs <= MOST_MACS:

@@ -236,9 +236,9 @@ def random_shapes(lines: Sequence[Line]) -> list[str]:
             f"{sum(r > SLOWEST for r in ratios)} exceed {SLOWEST}"
         )
     text = (
-        f"{len(lines)} shapes from a fixed seed: odd sizes and channels, stride 2, groups, 1 to 4 threads, a third of "
-        f"them held to AVX2. The planner's choice takes, {'; '.join(found)}. The largest error against the reference "
-        f"in float64 is {error:.0e} of the largest output. The slowest:"
+        f"{len(lines)} shapes from a fixed seed: odd sizes and channels, stride 2, groups, 1 to 4 threads but no more "
+        f"than there are cores, a third of them held to AVX2. The planner's choice takes, {'; '.join(found)}. The "
+        f"largest error against the reference in float64 is {error:.0e} of the largest output. The slowest:"
     )
     worst = sorted(lines, key=lambda line: -float(line["ratio"]))[:10]
     body = [(line["cell"], line["chosen"], line["best"], ratio(float(line["ratio"]))) for line in worst]

@@ -2,7 +2,7 @@
 
     python -m benchmarks.speed.small     writes benchmarks/results/small.csv
 
-The network is MobileNetV1 0.25 with eight experts at 28 pixels, downsampled by 4, as `make demo` trains it. A training
+The network is MobileNetV1 0.25 with eight experts at 28 pixels, downsampled by 4. A training
 step is forward, backward and SGD with momentum. One image is classified with batch norms as they are, and in the
 inference forms of both networks. The layer is a pointwise convolution of one position, so that nothing but the road to
 it is left; what a conditional one takes beyond `nn.Conv2d` stands in `beyond_us`.

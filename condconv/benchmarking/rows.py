@@ -6,9 +6,11 @@ import copy
 import datetime
 import itertools
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +20,15 @@ from condconv.benchmarking.networks import CONDITIONAL, STATIC, TUNED, rivals, s
 from condconv.cpu_info import processor
 from condconv.errors import ArgumentError, CondConvError
 from condconv.execution import machine_of
+from condconv.exporting import ExportedNetwork, export
+from condconv.exporting.formats import FORMATS
 from condconv.inference import optimize_for_inference
 from condconv.timing import Call, Timing, finished, measure
 from condconv.tuning import tune
 
 EAGER, COMPILED, INFERENCE = "eager", "compiled", "inference"
-"""Modes: the network as it is; by torch.compile; in the inference form (batch norm folded, experts packed)."""
+"""Modes: the network as it is; by torch.compile; in the inference form (batch norm folded, experts packed). A format of
+`condconv.export` is one too: the exported file in its runtime, on the CPU."""
 BURST_S = 0.06
 COLUMNS = (
     "model", "work", "mode", "batch", "input", "contender", "strategy", "median_ms", "p95_ms", "images_per_s", "ratio",
@@ -122,7 +127,8 @@ class Benchmark:
         if cell.mode == COMPILED:
             torch.compiler.reset()  # What an earlier cell compiled.
         try:
-            return list(self._rows(cell))
+            with tempfile.TemporaryDirectory() as folder:  # of exported files
+                return list(self._rows(cell, Path(folder)))
         except CondConvError:
             raise
         except (RuntimeError, ValueError) as error:
@@ -131,16 +137,20 @@ class Benchmark:
         finally:
             torch.set_num_threads(before)
 
-    def _rows(self, cell: TimingCell) -> Iterator[TimingRow]:
+    def _rows(self, cell: TimingCell, folder: Path) -> Iterator[TimingRow]:
         x = self.images(cell.batch)
-        networks = self.contenders(cell.mode, x)
+        if cell.mode in FORMATS:
+            x = x.contiguous()
+            networks = self.exported(cell.mode, x, folder)
+        else:
+            networks = self.contenders(cell.mode, x)
         calls = {name: self._call(network, x, cell.mode) for name, network in networks.items()}
         timings = measure(calls, BURST_S)
         for name, network in networks.items():
             yield {
                 "model": self.name, "work": "training" if self.training else "inference", "mode": cell.mode,
                 "batch": cell.batch, "input": "x".join(map(str, self.input_size)), "contender": name,
-                "strategy": "" if cell.mode == COMPILED else strategies_of(calls[name]),
+                "strategy": self._strategy(cell.mode, calls[name]),
                 **_times(timings[name], timings[STATIC], cell.batch),
                 "memory_mb": self._memory_mb(network, calls[name], x, cell.mode), "device": machine_of(self.device),
                 **measured_on(),
@@ -155,6 +165,21 @@ class Benchmark:
             made[TUNED] = copy.deepcopy(made[CONDITIONAL])
             tune(made[TUNED], x, training=self.training)
         return made
+
+    def exported(self, format: str, x: Tensor, folder: Path) -> dict[str, nn.Module]:
+        """The conditional network and its twin as files of a runtime, opened there; static first."""
+        batch = 1 if FORMATS[format].one_image else len(x)
+        made: dict[str, nn.Module] = {}
+        for name in (STATIC, CONDITIONAL):
+            path = folder / f"{name}{FORMATS[format].suffix}"
+            export(self.networks[name], path, batch=batch, example=x)
+            made[name] = ExportedNetwork(path)
+        return made
+
+    def _strategy(self, mode: str, call: Call) -> str:
+        if mode in FORMATS:
+            return f"{FORMATS[mode].runtime} {metadata.version(FORMATS[mode].runtime)}"
+        return "" if mode == COMPILED else strategies_of(call)
 
     def _call(self, network: nn.Module, x: Tensor, mode: str) -> Call:
         call = memory.work(network, x, self.training, mode == COMPILED)[0]

@@ -33,6 +33,10 @@ def make_parser() -> Parser:
         "--modes", type=str, nargs="+", default=None, metavar="MODE",
         help=f"{', '.join(MODES)} (default: eager and inference, with --training eager)",
     )  # fmt: skip
+    parser.add_argument(
+        "--runtimes", type=str, nargs="+", default=[], metavar="FORMAT",
+        help="also exported, in its runtime: onnx, openvino, executorch, pt2",
+    )  # fmt: skip
     parser.add_argument("--training", action="store_true", default=False, help="steps of training, not inference")
     parser.add_argument("--tune", action="store_true", default=False, help="measure the tuned network as well")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or mps")
@@ -55,10 +59,11 @@ def run(arguments: Sequence[str]) -> int:
     from condconv.files import whole_folder
 
     device = resolve_device(settings.device)
+    check_runtimes(settings.runtimes, device.type)
     model = load_model(settings.model, settings.network, num_experts=settings.num_experts)
     size, title = input_size(settings.input_size, model), Path(settings.model).expanduser().name
     benchmark = Benchmark(title, model, size, settings.training, settings.tune, device)
-    cells = timing_cells(modes, settings.batch, settings.threads or [torch.get_num_threads()])
+    cells = timing_cells([*modes, *settings.runtimes], settings.batch, settings.threads or [torch.get_num_threads()])
     folder = None
     if settings.out is not None:
         with whole_folder(settings.out) as made:
@@ -107,5 +112,21 @@ def check(settings: Any) -> None:
     if settings.training and 1 in settings.batch:
         rule = "has no batch statistics, which --training needs"
         raise argument_error("benchmark", "--batch", 1, rule, "pass --batch 2 or more")
+    if settings.training and settings.runtimes:
+        rule = "is for inference"
+        raise argument_error("benchmark", "--runtimes", settings.runtimes[0], rule, "leave it or --training out")
     if settings.tune and set(settings.modes or ()) == {"compiled"}:
         raise argument_error("benchmark", "--tune", True, "does nothing in compiled code", "add --modes eager")
+
+
+def check_runtimes(formats: Sequence[str], device: str) -> None:
+    """Raise `ArgumentError` for unknown formats, another device than the CPU, and runtimes that are not installed."""
+    from condconv.exporting.formats import FORMATS, require_packages
+
+    for format in formats:
+        if format not in FORMATS:
+            raise ArgumentError(f"--runtimes: {unknown_name_message('format', format, FORMATS)}")
+        if device != "cpu":
+            rule = "is run on the CPU, and nothing there is beside it"
+            raise argument_error("benchmark", "--runtimes", format, rule, "pass --device cpu")
+        require_packages("benchmark", format)

@@ -87,37 +87,19 @@ def load_for_images(model: str, network: str | None, images: ImageSet, pretraine
     """Return a network, and images without labels as that network wants them; unnamed classes are numbers.
 
     Raises:
-        CondConvError: no such network, or one that is not trained.
+        CondConvError: no such network, one that is not trained, or an exported one that does not classify.
     """
+    from condconv.exporting import ExportedNetwork
     from condconv.runs.trained import unlabelled
 
     path = Path(model).expanduser()
     if is_exported(path):
-        return load_exported(path, images)
+        exported = ExportedNetwork(path)
+        return exported, exported.source(images)
     if not path.is_dir() and not pretrained:
         raise ArgumentError(f"{model}: has no weights; pass a run folder, a folder of save_pretrained, or --pretrained")
     loaded = load_model(model, network) if path.is_dir() else load_model(model, network, pretrained=True)
     return loaded, unlabelled(loaded, images, path.name)
-
-
-def load_exported(path: Path, images: ImageSet) -> tuple[nn.Module, Source]:
-    """Return an exported network in its runtime, and images without labels as it wants them.
-
-    Raises:
-        CondConvError: the file cannot be opened, or does not classify.
-    """
-    from condconv.data import Source
-    from condconv.exporting import ExportedNetwork
-
-    network = ExportedNetwork(path)
-    about = network.about
-    if not about.classes:
-        raise ArgumentError(f"{path}: {about.name} gives no scores of classes; run it with its runtime")
-    channels, height, width = about.input_size
-    return network, Source(
-        path.name, images, images, about.classes, channels, (height, width), native=about.native, flip=False,
-        mean=about.mean, std=about.std,
-    )  # fmt: skip
 
 
 def load_named(

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from condconv.assembled import transform_macs
 from condconv.errors import ArgumentError
 
 Formula = Callable[..., int]
@@ -69,7 +70,13 @@ def _packed_convolution(
     return coefficients.numel() * mixed + y.numel() * math.prod(kernel_shape[1:])
 
 
+def _inverse_transform(y: Tensor, x: Tensor, dim: Sequence[int], *_: Any) -> int:
+    size = math.prod(y.shape[side] for side in dim)
+    return y.numel() // size * transform_macs(size)
+
+
 _FORMULAS: dict[str, Formula] = {
+    "_fft_c2r": _inverse_transform,
     "convolution": _convolution,
     "mm": _matrix_product,
     "bmm": _matrix_product,

@@ -17,6 +17,8 @@ from condconv.limits import limit
 from condconv.reading import read_file
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Of those suffixes, by Pillow's names. It has others, one of which starts a program: Ghostscript, for EPS."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 LARGE_SIZE = 224
@@ -46,7 +48,7 @@ def _opened(data: bytes) -> Image.Image:
     """The image, not yet decoded. Pillow has a limit of pixels too, at which it warns; it gives way to a higher one."""
     if Image.MAX_IMAGE_PIXELS is not None:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, limit("max_image_pixels"))
-    return Image.open(io.BytesIO(data))
+    return Image.open(io.BytesIO(data), formats=_FORMATS)
 
 
 def _require_size(image: Image.Image) -> None:

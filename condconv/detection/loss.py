@@ -58,22 +58,17 @@ def match_anchors(anchors: Tensor, boxes: Tensor, iou_threshold: float = 0.5) ->
     return matches
 
 
-class MultiBoxLoss(nn.Module):
-    """The loss of SSD.
+class _SSDLoss(nn.Module):
+    """What both losses have in common: which default boxes stand for objects, and the offsets of these."""
 
-    Args:
-        iou_threshold: overlap from which a default box counts as an object.
-        negatives_per_positive: unmatched default boxes that enter the classification loss, for each matched one.
-        min_negatives: at least so many for each image, so that images without objects teach something.
-    """
+    _box_weight = 1.0
 
-    def __init__(self, iou_threshold: float = 0.5, negatives_per_positive: int = 3, min_negatives: int = 3) -> None:
+    def __init__(self, iou_threshold: float) -> None:
         super().__init__()
         if not 0 < iou_threshold <= 1:
-            raise argument_error("MultiBoxLoss", "iou_threshold", iou_threshold, "must lie in (0, 1]", "SSD uses 0.5")
+            name = type(self).__name__
+            raise argument_error(name, "iou_threshold", iou_threshold, "must lie in (0, 1]", "SSD uses 0.5")
         self.iou_threshold = iou_threshold
-        self.negatives_per_positive = negatives_per_positive
-        self.min_negatives = min_negatives
 
     def forward(
         self,
@@ -96,22 +91,41 @@ class MultiBoxLoss(nn.Module):
             ArgumentError: a box of no area or a class out of range; the message names image and box.
             ShapeError: lists of different lengths, or outputs that do not belong to the default boxes.
         """
-        targets = match_targets(output, anchors, boxes, labels, image_size, self.iou_threshold)
-        return self._losses(output, *targets)
-
-    def _losses(self, output: SSDOutput, positive: Tensor, classes: Tensor, targets: Tensor) -> MultiBoxLosses:
-        """Positive (B, A), classes (B, A), targets (P, 4) for the P positives in their order."""
+        positive, classes, targets = _match(output, anchors, boxes, labels, image_size, self.iou_threshold)
         count = positive.sum().clamp(min=1)
         localisation = F.smooth_l1_loss(output.box_offsets[positive].float(), targets, reduction="sum")
-        entropy = F.cross_entropy(output.class_logits.float().transpose(1, 2), classes, reduction="none")  # (B, A)
+        classification = self._classification(output.class_logits.float(), positive, classes)
+        return MultiBoxLosses(classification / count, self._box_weight * localisation / count)
+
+    def _classification(self, logits: Tensor, positive: Tensor, classes: Tensor) -> Tensor:
+        """The sum over images and default boxes; logits (B, A, num_classes + 1), positive and classes (B, A)."""
+        raise NotImplementedError
+
+
+class MultiBoxLoss(_SSDLoss):
+    """The loss of SSD.
+
+    Args:
+        iou_threshold: overlap from which a default box counts as an object.
+        negatives_per_positive: unmatched default boxes that enter the classification loss, for each matched one.
+        min_negatives: at least so many for each image, so that images without objects teach something.
+    """
+
+    def __init__(self, iou_threshold: float = 0.5, negatives_per_positive: int = 3, min_negatives: int = 3) -> None:
+        super().__init__(iou_threshold)
+        self.negatives_per_positive = negatives_per_positive
+        self.min_negatives = min_negatives
+
+    def _classification(self, logits: Tensor, positive: Tensor, classes: Tensor) -> Tensor:
+        entropy = F.cross_entropy(logits.transpose(1, 2), classes, reduction="none")  # (B, A)
         hardness = entropy.detach().masked_fill(positive, -torch.inf)
         rank = hardness.argsort(1, descending=True).argsort(1)
         wanted = (self.negatives_per_positive * positive.sum(1, keepdim=True)).clamp(min=self.min_negatives)
         selected = positive | ((rank < wanted) & ~positive)
-        return MultiBoxLosses((entropy * selected).sum() / count, localisation / count)
+        return (entropy * selected).sum()
 
 
-class FocalLoss(nn.Module):
+class FocalLoss(_SSDLoss):
     """The sigmoid loss; see the module's docstring. Detections of such a network are `detect(…, scores="sigmoid")`.
 
     Args:
@@ -120,33 +134,20 @@ class FocalLoss(nn.Module):
         gamma: 0 weighs all boxes alike; above, those that are wrong weigh more.
     """
 
+    _box_weight = 0.25
+
     def __init__(self, iou_threshold: float = 0.5, alpha: float = 0.75, gamma: float = 2.0) -> None:
-        super().__init__()
-        if not 0 < iou_threshold <= 1:
-            raise argument_error("FocalLoss", "iou_threshold", iou_threshold, "must lie in (0, 1]", "SSD uses 0.5")
-        self.iou_threshold = iou_threshold
+        super().__init__(iou_threshold)
         self.alpha = alpha
         self.gamma = gamma
 
-    def forward(
-        self,
-        output: SSDOutput,
-        anchors: Tensor,
-        boxes: Sequence[Tensor],
-        labels: Sequence[Tensor],
-        image_size: tuple[int, int],
-    ) -> MultiBoxLosses:
-        """Compute both parts of the loss for B images; see `MultiBoxLoss.forward`."""
-        positive, classes, targets = match_targets(output, anchors, boxes, labels, image_size, self.iou_threshold)
-        count = positive.sum().clamp(min=1)
-        logits = output.class_logits.float()
+    def _classification(self, logits: Tensor, positive: Tensor, classes: Tensor) -> Tensor:
         wanted = F.one_hot(classes, logits.shape[2]).to(logits)[..., 1:]
-        classification = sigmoid_focal_loss(logits[..., 1:], wanted, self.alpha, self.gamma, reduction="sum")
-        localisation = F.smooth_l1_loss(output.box_offsets[positive].float(), targets, reduction="sum") / 4
-        return MultiBoxLosses(classification / count, localisation / count)
+        loss: Tensor = sigmoid_focal_loss(logits[..., 1:], wanted, self.alpha, self.gamma, reduction="sum")
+        return loss
 
 
-def match_targets(
+def _match(
     output: SSDOutput,
     anchors: Tensor,
     boxes: Sequence[Tensor],
@@ -155,7 +156,7 @@ def match_targets(
     iou_threshold: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What B images have to teach: which default boxes stand for objects (B, A), the class of each, 0 for background
-    (B, A), and the P objects' offsets (P, 4) in their order. Errors are those of `MultiBoxLoss.forward`.
+    (B, A), and the P objects' offsets (P, 4) in their order. Errors are those of both losses.
     """
     _check(output, anchors, boxes, labels)
     height, width = image_size

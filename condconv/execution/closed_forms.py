@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from condconv.assembled import Blocks, Cells
+from condconv.assembled import Assembled
 from condconv.geometry import ConvGeometry
 from condconv.lowered import Kernels, Lowered, Mixture, Packed, Scaled, Static
 
@@ -28,7 +28,7 @@ def mixed_kernel_macs(lowered: Lowered, geometry: ConvGeometry, input_size: Sequ
     if isinstance(lowered, Mixture | Packed):
         scaled = isinstance(lowered, Packed) and lowered.scale is not None
         mixing = (batch_of(lowered) + scaled) * lowered.num_experts * math.prod(lowered.kernel_shape)
-    elif isinstance(lowered, Cells | Blocks):
+    elif isinstance(lowered, Assembled):
         mixing = batch_of(lowered) * lowered.mixing_macs
     return mixing, batch_of(lowered) * geometry.macs(lowered.kernel_shape, input_size)
 

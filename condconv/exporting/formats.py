@@ -78,6 +78,8 @@ class Kind(NamedTuple):
     """What is known of a format before its module is imported."""
 
     suffix: str
+    runtime: str
+    """The package that runs it."""
     one_image: bool
     """Whether a call takes one image, and never more."""
     int8: Int8 | None = None
@@ -85,10 +87,10 @@ class Kind(NamedTuple):
 
 
 FORMATS = {
-    "onnx": Kind(".onnx", False, "any batch"),
-    "openvino": Kind(".xml", False, "batch 1"),
-    "executorch": Kind(".pte", True),
-    "pt2": Kind(".pt2", False),
+    "onnx": Kind(".onnx", "onnxruntime", False, "any batch"),
+    "openvino": Kind(".xml", "openvino", False, "batch 1"),
+    "executorch": Kind(".pte", "executorch", True),
+    "pt2": Kind(".pt2", "torch", False),
 }
 _ELSEWHERE = {
     "tflite": "convert the .onnx file of --format onnx --batch 1 with onnx2tf, in an environment of its own",

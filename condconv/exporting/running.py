@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from condconv.errors import CheckpointError
+from condconv.data import ImageSet, Source
+from condconv.errors import ArgumentError, CheckpointError
 from condconv.exporting.about import About
 from condconv.exporting.formats import open_exported
 
@@ -29,6 +30,7 @@ class ExportedNetwork(nn.Module):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
+        self.path = path
         text, self._run = open_exported(path)
         if text is None:
             raise CheckpointError(
@@ -44,6 +46,10 @@ class ExportedNetwork(nn.Module):
             parts.update(part.read_bytes())
         self.register_buffer("digest", torch.frombuffer(bytearray(parts.digest()), dtype=torch.uint8))
 
+    def __reduce__(self) -> tuple[type[ExportedNetwork], tuple[Path]]:
+        """A copy, or one in another process, opens the file again."""
+        return ExportedNetwork, (self.path,)
+
     def forward(self, images: Tensor) -> Tensor | list[Tensor]:
         """Images (B, C, *space), prepared as `about` says → the output, or a list of them."""
         images = images.cpu().float().contiguous()
@@ -53,6 +59,21 @@ class ExportedNetwork(nn.Module):
             calls = [self._padded(chunk, self.about.batch) for chunk in images.split(self.about.batch)]
             outputs = [torch.cat(parts) for parts in zip(*calls, strict=True)]
         return outputs[0] if len(outputs) == 1 else outputs
+
+    def source(self, images: ImageSet) -> Source:
+        """Images without labels, prepared as `about` says.
+
+        Raises:
+            ArgumentError: the output is no classification.
+        """
+        about = self.about
+        if not about.classes:
+            raise ArgumentError(f"{self.path}: {about.name} gives no scores of classes; run it with its runtime")
+        channels, height, width = about.input_size
+        return Source(
+            self.path.name, images, images, about.classes, channels, (height, width), native=about.native, flip=False,
+            mean=about.mean, std=about.std,
+        )  # fmt: skip
 
     def _padded(self, chunk: Tensor, batch: int) -> list[Tensor]:
         """The outputs for at most `batch` images, made up to that number with black ones."""

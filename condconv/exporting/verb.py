@@ -113,7 +113,7 @@ def export(
     """Write a network as the file of a runtime; run the file, and keep it only if it computes what the network does.
 
     Batch norm is folded, and each conditional layer becomes one product, which mixes its kernel, and one convolution.
-    A batch is a loop over its examples. A file of that name is replaced.
+    A batch is a loop over its examples, but for a fixed batch of a static network. A file of that name is replaced.
 
     Args:
         model: any network, conditional or static, that takes images (B, C, *space); unchanged.
@@ -150,18 +150,22 @@ def export(
     described = dataclasses.replace(described, batch=fixed, input_size=size)
     names, plain = _names(reference.output), plain_form(network)
     batches = _SOME_BATCHES if fixed is None else (fixed,)
+    conditional = any(True for _ in conditional_layers(network))
+    some = _repeated(images, fixed or 1)
+    # Where all examples have the same kernels, a call takes them at once; the tools for int8 want one.
+    whole = fixed is not None and not conditional and int8 is None
+    first, loop = (some, 1) if whole else (images[:1], fixed)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_files(path) as folder:
             file = folder / path.name
-            run = _written(format, plain, images[:1], fixed, names, described.to_json(), file)
+            run = _written(format, plain, first, loop, names, described.to_json(), file)
             error = max(_difference(run, reference.run, _repeated(images, number), format) for number in batches)
             own_bytes, beside, quantised = _bytes(file), None, None
             if int8 is not None:
                 run, quantised = _quantised(format, file, int8, reference.run)
                 own_bytes = _bytes(file)
-            if twin and any(True for _ in conditional_layers(network)):
-                some = _repeated(images, fixed or 1)
+            if twin and conditional:
                 with tempfile.TemporaryDirectory() as other:
                     rival = _written(format, static_form(plain), some, 1, names, "", Path(other, path.name))
                     beside = _compare(run, own_bytes, rival, _bytes(Path(other, path.name)), some)

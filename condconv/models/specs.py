@@ -253,5 +253,12 @@ def _kernel_warehouse_rows() -> list[Spec]:
     ]
 
 
-_ROWS = (_condconv_rows, _ssd_rows, _pose_rows, _dynamic_rows, _odconv_rows, _dcd_rows, _kernel_warehouse_rows)
+def _fdconv_rows() -> list[Spec]:
+    where = r"layer\d\.\d+\.conv\d", "all convolutions of the residual blocks, shortcuts static"
+    return [Spec("fdconv_resnet50", "resnet50", "fdconv", 64, *where)]
+
+
+_ROWS = (
+    _condconv_rows, _ssd_rows, _pose_rows, _dynamic_rows, _odconv_rows, _dcd_rows, _kernel_warehouse_rows, _fdconv_rows,
+)  # fmt: skip
 SPECS: dict[str, Spec] = {spec.name: spec for rows in _ROWS for spec in rows()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from PIL import Image
 
 from condconv.errors import DataError
 from condconv.reading import parse_json, read_text
+
+_SHOWN = 3
 
 
 def read_content(path: Path) -> dict[str, Any]:
@@ -30,6 +32,16 @@ def read_content(path: Path) -> dict[str, Any]:
     if not content["images"] or not content["categories"]:
         raise DataError(f"{path}: lists no images or no categories")
     return content
+
+
+def refuse(problems: Sequence[str], folder: Path, *, skip_bad: bool) -> None:
+    """Raise `DataError` where something is wrong in a folder's annotations, unless it is to be left out."""
+    if problems and not skip_bad:
+        raise DataError(
+            f"{len(problems)} entries of the annotations are wrong: {'; '.join(problems[:_SHOWN])}"
+            f"{'; …' if len(problems) > _SHOWN else ''}. Correct them, or pass --skip-bad-images to leave them out; "
+            f"'condconv data check {folder}' lists all"
+        )
 
 
 def _twice(path: Path, kind: str, entries: list[Any]) -> Iterator[str]:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import threading
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ import torch
 from torch import nn
 
 import condconv
-from condconv.benchmarking import networks, rows
+from condconv.benchmarking import memory, networks, rows
 from condconv.benchmarking.rows import Benchmark, TimingCell, timing_cells
 from condconv.benchmarking.timings import as_picture, as_table
 from condconv.cli.main import main
 from condconv.conversion.apply import conditional_layers
+from condconv.exporting import ExportedNetwork
+from condconv.exporting.formats import FORMATS
 from tests.cli.runner import SMALL as SMALL_RUN
 from tests.cli.runner import condconv as run_condconv
 from tests.cli.runner import quick
@@ -84,6 +87,28 @@ def test_tuned_inference_forms_and_training_stand_beside(small: Words, tmp_path:
     assert len(found) == 4 and {(row["work"], row["mode"]) for row in found} == {("training", "eager")}
 
 
+@pytest.mark.parametrize("runtime", ["onnx", *(pytest.param(n, marks=pytest.mark.slow) for n in ("openvino", "pt2"))])
+def test_runtimes_stand_beside(small: Words, tmp_path: Path, runtime: str) -> None:
+    package = pytest.importorskip(FORMATS[runtime].runtime).__name__
+    pytest.importorskip("onnxscript")
+    words = ("--modes", "eager", "--runtimes", runtime, "--batch", "2", "--out", str(tmp_path / "speed"))
+    assert main(["benchmark", *small, *words]) == 0
+    found = [row for row in lines(tmp_path / "speed") if row["mode"] == runtime]
+    assert [row["contender"] for row in found] == ["static", "conditional"]
+    assert {row["strategy"] for row in found} == {f"{package} {metadata.version(package)}"}
+    assert found[0]["ratio"] == "1.000" and all(row["median_ms"] and row["memory_mb"] for row in found)
+
+
+@pytest.mark.slow
+def test_a_runtime_is_weighed_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.undo()
+    static = nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    x = torch.randn(1, 3, 8, 8)
+    made = ExportedNetwork(condconv.export(static, tmp_path / "net.onnx", batch=1, example=x).path)
+    assert float(str(memory.measure(made, x)["total_mb"])) > 1
+
+
 def test_compiled_code_is_reset_from_cell_to_cell(small: Words, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[type[nn.Module]] = []
     monkeypatch.setattr(torch, "compile", lambda network, dynamic: compiled.append(type(network)) or network)
@@ -113,6 +138,8 @@ def test_a_name_and_a_run_are_models_too(tmp_path: Path, capsys: pytest.CaptureF
         ((*NAMED, "--training", "--modes", "inference"), "'inference' cannot be trained"),
         ((*NAMED, "--training"), "--batch=1 has no batch statistics"),
         ((*NAMED, "--tune", "--modes", "compiled"), "does nothing in compiled code"),
+        ((*NAMED, "--runtimes", "onxx"), "did you mean 'onnx'"),
+        ((*NAMED, "--runtimes", "onnx", "--training", "--batch", "2"), "--runtimes='onnx' is for inference"),
         (("condconv_mobilenetv1_025", "--input-size", "4x32x32"), "does not run on images of 4x32x32"),
         (("condconv_mobilenetv1_025", "--input-size", "3x32"), "does not run on images of 3x32"),
         (("no/such/folder",), "no such folder"),

@@ -12,9 +12,10 @@ from benchmarks.accuracy.comparison import Outcome, estimate, total_epochs
 from benchmarks.accuracy.figure import draw
 from benchmarks.accuracy.markdown import between
 from benchmarks.accuracy.report import PAGE, README, WHEN, page, studies, verdict, with_tables
+from condconv.runs.config import TrainConfig
 from condconv.runs.summary import results_table
-from condconv.studies.study import Study, read_study
-from condconv.tasks import score_of
+from condconv.studies.study import START_FROM, WIDENED_TO, Study, read_study
+from condconv.tasks import score_of, task_of
 from tests.studies.test_study import row, write_study
 
 ARMS = {
@@ -46,6 +47,15 @@ def outcome(study: Study, accuracies: dict[str, list[float]], macs: dict[str, in
         for seed, top1 in enumerate(values)
     }
     return Outcome(study, finished)
+
+
+@pytest.mark.parametrize("study", studies(), ids=lambda study: study.name)
+def test_every_arm_has_a_network_of_the_task(study: Study) -> None:
+    source = SimpleNamespace(classes=("a", "b"), channels=3)
+    for own in study.arms.values():
+        settings = {**study.common, **own}
+        settings = {name: value for name, value in settings.items() if name not in (WIDENED_TO, START_FROM)}
+        assert task_of(TrainConfig(**settings, data=study.data)).network_arguments(source)
 
 
 def test_intervals_are_student_t() -> None:

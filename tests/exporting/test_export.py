@@ -78,6 +78,15 @@ def test_a_fixed_batch_serves_any_number_of_images(format: str, batch: int, tmp_
     check(network(), done.path)
 
 
+def test_a_fixed_batch_of_a_static_network_is_one_call(tmp_path: Path) -> None:
+    import onnx
+
+    static = nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    done = condconv.export(static, file(tmp_path), batch=2, example=images(1))
+    assert "Scan" not in [node.op_type for node in onnx.load(done.path).graph.node]
+    check(static, done.path)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", variants.names())
 def test_executorch(variant: str, tmp_path: Path) -> None:

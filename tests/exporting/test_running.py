@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -151,3 +152,9 @@ def test_files_are_told_apart_by_what_is_in_them(tmp_path: Path) -> None:
     second = ExportedNetwork(exported(tmp_path / "b.onnx"))
     assert not torch.equal(first.digest, second.digest)
     assert torch.equal(first.digest, ExportedNetwork(tmp_path / "a.onnx").digest)
+
+
+def test_a_copy_opens_the_file_again(tmp_path: Path) -> None:
+    network = ExportedNetwork(exported(tmp_path / "net.onnx"))
+    again = pickle.loads(pickle.dumps(network))
+    assert again.about == network.about and torch.equal(again(images(2)), network(images(2)))

@@ -31,6 +31,7 @@ ISSUE_NAMES = {
     *(f"dcd_{name}" for name in ("resnet18", "resnet50")),
     *(f"dcd_mobilenetv2_{w}" for w in ("035", "050", "075", "100")),
     *(f"kernel_warehouse_{name}" for name in ("resnet18", "resnet50", "mobilenetv2_050", "mobilenetv2_100")),
+    "fdconv_resnet50",
 }
 
 
@@ -40,7 +41,7 @@ def conditional(model: nn.Module) -> dict[str, ConditionalLayer]:
 
 def test_names() -> None:
     assert set(SPECS) == ISSUE_NAMES
-    patterns = ("condconv*", "dynamic*", "odconv*", "dcd*", "kernel*")
+    patterns = ("condconv*", "dynamic*", "odconv*", "dcd*", "kernel*", "fdconv*")
     assert {name for pattern in patterns for name in list_models(pattern)} == ISSUE_NAMES
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from condconv.data import Source
 from condconv.errors import DataError
+from condconv.tasks.coco_json import refuse
 from condconv.tasks.detect.coco import Annotations, checked, find_coco, read_coco
 from condconv.tasks.detect.yolo_voc import find_yolo, is_voc, voc_content, yolo_content
 
 SIDE = 300
 """Side that images are brought to, as in SSD's published networks."""
-_SHOWN = 3
 
 
 def open_objects(data: str, *, skip_bad: bool = False) -> Source:
@@ -31,12 +31,7 @@ def open_objects(data: str, *, skip_bad: bool = False) -> Source:
             f"{', '.join(val.classes)}; they must be the same, in the same order"
         )
     problems = [*train.problems, *val.problems]
-    if problems and not skip_bad:
-        raise DataError(
-            f"{len(problems)} entries of the annotations are wrong: {'; '.join(problems[:_SHOWN])}"
-            f"{'; …' if len(problems) > _SHOWN else ''}. Correct them, or pass --skip-bad-images to leave them out; "
-            f"'condconv data check {folder}' lists all"
-        )
+    refuse(problems, folder, skip_bad=skip_bad)
     if not len(train.images) or not len(val.images):
         raise DataError(f"{folder}: no image is left in one of its halves; first: {problems[0]}")
     return Source(

@@ -7,12 +7,12 @@ from pathlib import Path
 from condconv.data import Source
 from condconv.data.decoding import normalisation
 from condconv.errors import DataError
+from condconv.tasks.coco_json import refuse
 from condconv.tasks.keypoints.coco import Annotations, checked, find_keypoints, read_keypoints
 from condconv.tasks.keypoints.deeplabcut import find_table, table_content
 
 SIZE = (256, 192)
 """Height and width of the published networks' input."""
-_SHOWN = 3
 
 
 def open_keypoints(data: str, *, skip_bad: bool = False) -> Source:
@@ -29,11 +29,7 @@ def open_keypoints(data: str, *, skip_bad: bool = False) -> Source:
     if train.joints != val.joints:
         raise DataError(f"{folder}: the training set has the joints {train.joints}, the validation set {val.joints}")
     problems = [*train.problems, *val.problems]
-    if problems and not skip_bad:
-        raise DataError(
-            f"{len(problems)} entries of the annotations are wrong: {'; '.join(problems[:_SHOWN])}"
-            f"{'; …' if len(problems) > _SHOWN else ''}. Correct them, or pass --skip-bad-images to leave them out"
-        )
+    refuse(problems, folder, skip_bad=skip_bad)
     if not len(train.images) or not len(val.images):
         raise DataError(f"{folder}: one of its halves has no instance with a labelled joint")
     mean, std = normalisation(3)
