@@ -26,6 +26,9 @@ LARGEST = 2**31 - 1
 MOST_ELEMENTS = 2**59
 """Of a tensor: with the 16 bytes of a complex number each, they would be too many bytes to count."""
 
+MOST_EXPERTS = 2**20
+"""Of a layer: each has a number of Python's in what its coefficients are where nothing is mixed."""
+
 
 def integer(where: str, name: str, value: Any, minimum: int, maximum: int = LARGEST) -> int:
     """Return `value` as an int between `minimum` and `maximum`, both included."""
@@ -36,6 +39,11 @@ def integer(where: str, name: str, value: Any, minimum: int, maximum: int = LARG
         limit = f"at least {minimum}" if found < minimum else f"at most {maximum}"
         raise argument_error(where, name, value, f"must be {limit}", "pass another one")
     return found
+
+
+def experts(where: str, value: Any) -> int:
+    """Return a number of experts."""
+    return integer(where, "num_experts", value, 1, MOST_EXPERTS)
 
 
 def integers(where: str, name: str, value: Any, length: int, minimum: int) -> tuple[int, ...]:

@@ -284,6 +284,8 @@ def _flush_files(folder: Path) -> None:
 
 @contextmanager
 def _unwritable(out: Path) -> Iterator[None]:
+    if not out.name or "\0" in str(out):
+        raise ArgumentError(f"--out {str(out)!r}: is not the name of a folder; pass one")
     try:
         yield
     except OSError as error:

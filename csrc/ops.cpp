@@ -57,15 +57,15 @@ Tensor conv2d_packed(const Tensor& x, const Tensor& coefficients, const Tensor& 
   STD_TORCH_CHECK(scale.has_value() == (type == ScalarType::Char), "condconv: int8 experts have a scale, others none");
   const int64_t whole = g.depthwise() ? 1 : g.groups, columns = g.out_channels / whole;
   const int64_t blocks = whole * ((columns + kBlock - 1) / kBlock), depth = g.depthwise() ? 1 : g.depth();
-  STD_TORCH_CHECK(packed.is_contiguous() && packed.numel() == blocks * kBlock * g.taps() * depth * g.experts,
+  STD_TORCH_CHECK(packed.is_contiguous() && packed.numel() == product({blocks, kBlock, g.kernel_h, g.kernel_w, depth, g.experts}),
                   "condconv: the packed experts have ", packed.numel(), " elements, not those of ", g.experts,
                   " kernels of that shape");
   std::optional<Tensor> s, b, added;
   if (scale) s = dense(as_float(*scale));
   if (bias) b = dense(as_float(*bias));
   if (shift) added = dense(as_float(*shift));
-  STD_TORCH_CHECK(!s || s->numel() == g.experts * blocks * kBlock, "condconv: scale must be (n, blocks of 16 columns)");
-  STD_TORCH_CHECK(!b || b->numel() == g.experts * g.out_channels, "condconv: bias must be (n, O)");
+  STD_TORCH_CHECK(!s || s->numel() == product({g.experts, blocks, kBlock}), "condconv: scale must be (n, blocks of 16 columns)");
+  STD_TORCH_CHECK(!b || b->numel() == product({g.experts, g.out_channels}), "condconv: bias must be (n, O)");
   STD_TORCH_CHECK(!added || added->numel() == g.out_channels, "condconv: shift must be (O,)");
   const Storage storage = type == ScalarType::Float      ? Storage::f32
                           : type == ScalarType::BFloat16 ? Storage::bf16

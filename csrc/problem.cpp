@@ -11,12 +11,6 @@ namespace {
 
 constexpr int64_t kLargest = std::numeric_limits<int32_t>::max();
 
-// a · b, or kLargest + 1 where it is above kLargest.
-int64_t product(int64_t a, int64_t b) {
-  int64_t result;
-  return __builtin_mul_overflow(a, b, &result) ? kLargest + 1 : std::min(result, kLargest + 1);
-}
-
 // Output positions of one dimension, or 0 where the input is smaller than the kernel. Padding, dilation and sizes are at most
 // kLargest, so that no product overflows.
 int64_t outputs(int64_t size, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
@@ -25,6 +19,14 @@ int64_t outputs(int64_t size, int64_t kernel, int64_t stride, int64_t pad, int64
 }
 
 }  // namespace
+
+int64_t product(std::initializer_list<int64_t> sizes) {
+  int64_t result = 1;
+  for (const int64_t size : sizes) {
+    if (__builtin_mul_overflow(result, size, &result)) return std::numeric_limits<int64_t>::max();
+  }
+  return result;
+}
 
 Geometry geometry_of(const Tensor& x, const Tensor& coefficients, const Sizes& kernel, const Sizes& stride,
                      const Sizes& padding, const Sizes& dilation, int64_t groups) {
@@ -35,19 +37,19 @@ Geometry geometry_of(const Tensor& x, const Tensor& coefficients, const Sizes& k
                   "condconv: a kernel has 4 sizes; stride, padding and dilation have 2");
   Geometry g{x.size(0), x.size(1), x.size(2), x.size(3), kernel[0], groups, kernel[2], kernel[3], coefficients.size(1),
              stride[0], stride[1], padding[0], padding[1], dilation[0], dilation[1], 0, 0};
-  STD_TORCH_CHECK(groups >= 1 && kernel[1] >= 0 && product(kernel[1], groups) == g.in_channels && g.out_channels % groups == 0,
+  STD_TORCH_CHECK(groups >= 1 && kernel[1] >= 0 && product({kernel[1], groups}) == g.in_channels && g.out_channels % groups == 0,
                   "condconv: x has ", g.in_channels, " channels; kernels of shape (O, I/g, kh, kw) with I/g = ", kernel[1],
                   ", O = ", kernel[0], " and ", groups, " groups do not fit");
   STD_TORCH_CHECK(std::min({stride[0], stride[1], dilation[0], dilation[1], g.height, g.width, g.experts}) >= 1 &&
                       *std::min_element(kernel.begin(), kernel.end()) >= 1 && std::min(padding[0], padding[1]) >= 0,
                   "condconv: sizes, stride and dilation must be positive, padding must not be negative");
   STD_TORCH_CHECK(std::max({padding[0], padding[1], dilation[0], dilation[1], g.height, g.width}) <= kLargest &&
-                      *std::max_element(kernel.begin(), kernel.end()) <= kLargest && product(g.height, g.width) <= kLargest,
+                      *std::max_element(kernel.begin(), kernel.end()) <= kLargest && product({g.height, g.width}) <= kLargest,
                   "condconv: sizes, padding and dilation must be below 2^31");
   g.out_height = outputs(g.height, g.kernel_h, g.stride_h, g.pad_h, g.dilation_h);
   g.out_width = outputs(g.width, g.kernel_w, g.stride_w, g.pad_w, g.dilation_w);
   STD_TORCH_CHECK(g.out_height >= 1 && g.out_width >= 1, "condconv: the input is smaller than the kernel");
-  const int64_t read = product(product(g.out_height, g.out_width), product(g.kernel_h, g.kernel_w));
+  const int64_t read = product({g.out_height, g.out_width, g.kernel_h, g.kernel_w});
   STD_TORCH_CHECK(read <= kLargest, "condconv: the kernel's positions times those of the output, ", g.kernel_h, " x ", g.kernel_w,
                   " times ", g.out_height, " x ", g.out_width, ", must be below 2^31");
   // What lies beyond the only output is never met.

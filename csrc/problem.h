@@ -31,6 +31,9 @@ struct Geometry {
   bool depthwise() const { return groups > 1 && depth() == 1 && columns() == 1; }
 };
 
+// The product of positive sizes, or the largest number there is where it is beyond that.
+int64_t product(std::initializer_list<int64_t> sizes);
+
 // Throws where x (B, I, H, W), coefficients (B, n) and a kernel (O, I/g, kh, kw) do not fit, or a product of sizes would
 // not fit into its type.
 Geometry geometry_of(const Tensor& x, const Tensor& coefficients, const Sizes& kernel, const Sizes& stride,

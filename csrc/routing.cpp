@@ -78,11 +78,11 @@ Tensor pooled_linear(const Tensor& x, const Tensor& weight, const Tensor& bias, 
   const float by = divisor ? *floats(as_float(*divisor)) : 1.0f;
   const bool planar = is_planar(x);
   const Tensor in = in_layout(x, planar), matrix = dense(weight), added = dense(bias);
-  const int64_t batch = x.size(0), channels = x.size(1), positions = x.size(2) * x.size(3), n = weight.size(0);
+  const int64_t batch = x.size(0), channels = x.size(1), positions = product({x.size(2), x.size(3)}), n = weight.size(0);
   Tensor out = empty({batch, n}, {n, 1}, ScalarType::Float);
   const float *from = floats(in), *w = floats(matrix), *b = floats(added);
   float* to = static_cast<float*>(out.mutable_data_ptr());
-  torch::stable::parallel_for(0, batch, kWorthThread / (channels * positions + 1) + 1, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, batch, kWorthThread / std::max<int64_t>(1, product({channels, positions})) + 1, [&](int64_t begin, int64_t end) {
     std::vector<float> sum(channels);
     for (int64_t e = begin; e < end; e++) {
       pool(from + e * channels * positions, planar, channels, positions, sum);

@@ -7,7 +7,7 @@
 * dense, grouped and depthwise kernels of any size, stride, padding and dilation, beyond the sizes of all blocks;
 * f32 and bf16 images of no to 20 examples, in every layout, with gaps and expanded; f32 and bf16 coefficients;
 * three threads, and one whose memory is allocated anew for each call, so that none is larger than it need be;
-* arguments that do not fit.
+* arguments that do not fit; in the end, those calls with which `tests/reliability/native.py` attacks the operators.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from torch.nn import functional as F
 import condconv
 from condconv.execution import native
 from condconv.packing import STORAGES, pack, unpack
+from tests.reliability import native as attacks
+from tests.reliability.counts import note
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 
@@ -207,6 +209,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--under", type=Path, required=True, help="folder from which condconv must be imported")
     parser.add_argument("--examples", type=int, default=300)
+    parser.add_argument("--calls", type=int, default=2000)
     given_arguments = parser.parse_args()
     home = Path(condconv.__file__).resolve()
     assert given_arguments.under.resolve() in home.parents, f"{home} is not the sanitized build"
@@ -224,6 +227,10 @@ def main() -> None:
         check_refusals(case)
 
     check()
+    for operator in attacks.OPERATORS:
+        problems = attacks.attack(operator, range(given_arguments.calls))
+        note("sanitized calls", f"{operator}, part {native.instruction_set()}", given_arguments.calls, len(problems))
+        assert not problems, "\n".join(problems)
     print("nothing found")
 
 

@@ -14,7 +14,7 @@ import pytest
 from condconv.cli.main import main
 from condconv.data.sharding import write_shards
 from condconv.errors import ArgumentError, BusyError
-from condconv.files import Lock, is_temporary, remove_temporaries, whole_file, whole_folder
+from condconv.files import Lock, is_temporary, remove_temporaries, require_writable, whole_file, whole_folder
 from condconv.models import create_model, save_pretrained
 from tests.data.writers import write_folder_set
 
@@ -77,6 +77,12 @@ def test_a_folder_replaces_another_or_takes_the_next_name(tmp_path: Path) -> Non
             (folder.path / "number").write_text(str(number))
         assert folder.path == tmp_path / name and (folder.path / "number").read_text() == str(number)
     assert sorted(os.listdir(tmp_path)) == ["out", "out-2"]
+
+
+@pytest.mark.parametrize("out", ["", ".", "/", "a\0b"])
+def test_what_is_no_name_of_a_folder_is_refused_before_anything_is_computed(out: str) -> None:
+    with pytest.raises(ArgumentError, match="is not the name of a folder"):
+        require_writable(out)
 
 
 def test_files_have_the_rights_of_ordinary_ones(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from condconv.arguments import MOST_ELEMENTS, integer
+from condconv.arguments import MOST_ELEMENTS, experts
 from condconv.banks.base import Affine, KernelBank, Packing
 from condconv.banks.folding import scale_outputs
 from condconv.banks.packed import PackedBank
@@ -59,7 +59,7 @@ class DenseBank(KernelBank):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        n, where = integer("DenseBank", "num_experts", num_experts, 1), site.name or "DenseBank"
+        n, where = experts("DenseBank", num_experts), site.name or "DenseBank"
         if math.prod((n, *site.kernel_shape)) > MOST_ELEMENTS:
             rule = f"makes experts of shape {(n, *site.kernel_shape)}, more than a tensor can have"
             raise argument_error(where, "num_experts", n, rule, "reduce it, the channels or the kernel")

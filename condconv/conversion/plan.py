@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from condconv.arguments import a_module, choice, integer
+from condconv.arguments import a_module, choice, experts
 from condconv.banks import Bank
 from condconv.conversion.apply import Step, apply_steps, refuse_inference_form
 from condconv.conversion.gating import plan_blocks
@@ -76,7 +76,7 @@ def plan(
         foreign = {name: value for name, value in given.items() if value is not None and value is not _DEFAULT}
         return plan_blocks(model, block_variants[variant], targets, init, input_size, foreign)
     chosen = variants[variant]
-    n = integer("plan", "num_experts", chosen.design.num_experts if num_experts is None else num_experts, 1)
+    n = experts("plan", chosen.design.num_experts if num_experts is None else num_experts)
     common = chosen.design.common
     apart = STAGE if common is None else options.pop(common.option, STAGE)
     chosen.design.check_options("plan", options)

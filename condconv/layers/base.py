@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from condconv.arguments import a_module, a_tensor, boolean, integer
+from condconv.arguments import a_module, a_tensor, boolean, experts
 from condconv.banks import Bank
 from condconv.coefficients import MIXING, Slices
 from condconv.context import only_runs
@@ -74,7 +74,7 @@ class ConditionalLayer(nn.Module):
     ) -> None:
         """Make bank and router."""
         where, design = self._where(), self.design
-        n = design.num_experts if num_experts is None else integer(where, "num_experts", num_experts, 1)
+        n = design.num_experts if num_experts is None else experts(where, num_experts)
         boolean(where, "bias", site.bias)
         if not (router is None or router is False or callable(router)):
             rule = "must be a function (site, slices) → router, None or False"

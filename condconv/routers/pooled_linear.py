@@ -9,7 +9,7 @@ place of σ, and hierarchical routing. The initial R is Glorot-uniform with zero
 
 from __future__ import annotations
 
-from condconv.arguments import integer
+from condconv.arguments import experts
 from condconv.coefficients import mixing
 from condconv.routers.gates import Gate, SigmoidGate
 from condconv.routers.router import Router
@@ -41,7 +41,7 @@ class PooledLinear(Router):
     ) -> None:
         super().__init__(
             in_channels,
-            mixing(integer(type(self).__name__, "num_experts", num_experts, 1)),
+            mixing(experts(type(self).__name__, num_experts)),
             hidden_channels=hidden_channels,
             gate=SigmoidGate() if gate is None else gate,
             dropout=dropout,

@@ -7,7 +7,7 @@ to 1 over the first ten epochs (section 3.3): see `RoutingSchedule`.
 
 from __future__ import annotations
 
-from condconv.arguments import integer
+from condconv.arguments import experts, integer
 from condconv.coefficients import mixing
 from condconv.routers.gates import Gate, SoftmaxGate
 from condconv.routers.router import Router
@@ -41,7 +41,7 @@ class SqueezeExcite(Router):
         in_channels = integer("SqueezeExcite", "in_channels", in_channels, 1)
         super().__init__(
             in_channels,
-            mixing(integer(type(self).__name__, "num_experts", num_experts, 1)),
+            mixing(experts(type(self).__name__, num_experts)),
             hidden_channels=max(1, in_channels // reduction),
             gate=SoftmaxGate(30.0) if gate is None else gate,
             dropout=dropout,

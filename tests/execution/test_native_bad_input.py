@@ -85,6 +85,13 @@ def test_beyond_what_the_operator_counts_in_auto_takes_another_strategy() -> Non
     assert choose(pixel.expand(1, 1, 2**16, 2**15), packed, layer.geometry, AUTO, "layer") != "native"
 
 
+def test_a_number_of_experts_beyond_64_bits_is_not_that_of_a_bank() -> None:
+    problem = Problem(CASES["dense"]._replace(batch=0), "bf16")
+    problem.coefficients = torch.empty(0, problem.case.experts + 2**60)  # times 16 columns it would be 2^64 more
+    with pytest.raises(RuntimeError, match="the packed experts have"):
+        problem.run()
+
+
 @KINDS
 @STORAGE
 def test_a_batch_of_none(kind: str, storage: str) -> None:

@@ -1,6 +1,7 @@
-"""How much was attacked: noted by the slow tests, and the table of docs/reliability.md that is made of it.
+"""How much was attacked, by the slow tests and under the sanitizers: they note it, and the page's table is made of it.
 
     RELIABILITY_COUNTS=tests/reliability/counts.csv pytest -m slow tests/reliability
+    RELIABILITY_COUNTS=tests/reliability/counts.csv scripts/sanitize.sh
     python -m tests.reliability.counts
 """
 
@@ -22,6 +23,7 @@ KINDS = {
     "flags": "values of flags of the command line",
     "files": "spoiled files, over all formats that are read",
     "calls": "calls of the compiled operators, and of layers, with arguments that do not fit",
+    "sanitized calls": "the same under AddressSanitizer and UBSan, with each instruction set",
 }
 
 

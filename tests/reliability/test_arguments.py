@@ -137,3 +137,12 @@ def test_some_absurd_arguments(
     monkeypatch.chdir(tmp_path)
     _, problems = attack(name, function, usual, 7)
     assert not problems, "\n".join(problems)
+
+
+@pytest.mark.parametrize("make", [
+    lambda n: condconv.CondConv2d(4, 4, 3, num_experts=n), lambda n: condconv.CondLinear(4, 4, num_experts=n),
+    lambda n: condconv.plan(nn.Sequential(nn.Conv2d(4, 4, 3)), num_experts=n),
+])  # fmt: skip
+def test_more_experts_than_memory_has_room_to_list(make: Callable[[int], Any]) -> None:
+    with pytest.raises(CondConvError, match="num_experts=2147483647 must be at most 1048576"):
+        make(2**31 - 1)
