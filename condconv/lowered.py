@@ -161,7 +161,7 @@ class Packed(NamedTuple):
         return keep(self)
 
     def mix(self) -> Tensor:
-        """Return each example's kernel, (B, *kernel_shape) f32: n·|W| multiply-adds for each example, blocks filled up."""
+        """Return each example's kernel, (B, *kernel_shape) f32: n·|W| multiply-adds for each, blocks filled up."""
         return packing.mix(self.packed, self.scale, self.used_coefficients, self.kernel_shape, self.groups)
 
 

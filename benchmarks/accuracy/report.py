@@ -33,13 +33,12 @@ way: the *twin* of the same shape, and one *widened* until its multiply-adds are
 within 2 %. "Shown" says over which of them the {CONFIDENCE:.0%} interval lies above 0. [When does it pay?](when.md)
 says when to use a conditional layer, and when to widen instead.
 
-The sets and networks are small; the numbers say how the variants compare here, and are not comparable with
-published ones (CIFAR-10-JPEG is CIFAR-10 recompressed to JPEG). Top-1 (of restored pictures PSNR, of detectors mAP,
-of pose networks AP) is that of the last epoch, not of the best one, on the validation images. Multiply-adds are
-those of one image by the papers' convention (mixing and routing counted); the ratio is to the static network of the
-same shape, the overhead what it is above 1. Intervals are by Student's t over seeds; differences are paired by
-seed. A claim of a paper is called confirmed or contradicted where the interval of the difference excludes 0, and is
-undecided otherwise.
+The sets and networks are small; the numbers say how the variants compare here, and are not comparable with published
+ones (CIFAR-10-JPEG is CIFAR-10 recompressed to JPEG). Top-1 (of restored pictures PSNR, of detectors mAP, of pose
+networks AP) is that of the last epoch, not of the best one, on the validation images. Multiply-adds are those of one
+image by the papers' convention (mixing and routing counted); the ratio is to the static network of the same shape, the
+overhead what it is above 1. Intervals are by Student's t over seeds; differences are paired by seed. A claim of a paper
+is called confirmed or contradicted where the interval of the difference excludes 0, and is undecided otherwise.
 
 ## How the runs are made
 
