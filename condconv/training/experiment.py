@@ -21,7 +21,7 @@ from condconv.data import Source, default_workers
 from condconv.devices import resolve_device
 from condconv.errors import ArgumentError, DataError
 from condconv.evaluation.evaluate import evaluate
-from condconv.evaluation.latency import latency_ms
+from condconv.evaluation.latency import latencies_ms
 from condconv.evaluation.routing import experts_by_layer
 from condconv.runs.config import PRECISIONS, TrainConfig
 from condconv.runs.folder import RunFolder
@@ -235,8 +235,7 @@ class Experiment:
         )
 
     def _report(self, folder: RunFolder, trained: Sequence[Trained]) -> str:
-        image_shape = (self.source.channels, *self.source.image_size)
-        results, routing = [], None
+        networks, evaluations, routing = {}, [], None
         for spec, one in zip(self.specs, trained, strict=True):
             self.stop.check()
             one.network.to(self.device)
@@ -248,13 +247,19 @@ class Experiment:
                     device=self.device, skip_bad=self.config.skip_bad_images, shuffle=wanted, collector=collector,
                     progress=progress,
                 )  # fmt: skip
-            results.append(NetworkResult(spec, one.rows, found, latency_ms(one.network, image_shape, self.device)))
+            evaluations.append(found)
+            networks[spec.name] = one.network
             save_weights(folder, spec, one.network, self.task, self.source)
             if collector is not None:
                 recorded = [(spec, each.rows) for spec, each in zip(self.specs, trained, strict=True)]
                 routing = routing_report(
                     folder, self.task, self.source, one.network, collector.found(), recorded
                 )  # fmt: skip
+        times = latencies_ms(networks, (self.source.channels, *self.source.image_size), self.device)
+        results = [
+            NetworkResult(spec, one.rows, found, times[spec.name])
+            for spec, one, found in zip(self.specs, trained, evaluations, strict=True)
+        ]
         damaged = self._damaged(trained)
         if damaged:
             self.console.notice(f"notice: skipped {len(damaged)} damaged samples, listed in {folder.summary}")

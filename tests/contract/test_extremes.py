@@ -46,7 +46,8 @@ IMPOSSIBLE: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"padding": LARGEST}, condconv.ShapeError, "more than a tensor can have"),
     ({"padding": LARGEST, "padding_mode": "replicate"}, condconv.ShapeError, "more than a tensor can have"),
     ({"dilation": LARGEST}, condconv.ShapeError, "too small"),
-    ({"num_experts": LARGEST, "kernel_size": LARGEST}, condconv.ArgumentError, "more than a tensor can have"),
+    ({"num_experts": LARGEST}, condconv.ArgumentError, "num_experts=2147483647 must be at most 1048576"),
+    ({"num_experts": 2**20, "kernel_size": LARGEST}, condconv.ArgumentError, "more than a tensor can have"),
 ]
 
 

@@ -308,7 +308,11 @@ def test_a_body_that_does_not_come_is_given_up(network: Path, monkeypatch: pytes
     assert answer.status_code == 408 and b"did not come within 0.01 s" in answer.body
 
 
-def test_what_cannot_be_served_is_said(network: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_served_is_said(
+    network: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in example("serve").LIMITS.items():
+        monkeypatch.setenv(name, value)  # The server sets them in its environment, which is that of all tests.
     model = onnx.load(network)
     model.metadata_props[0].value = json.dumps(json.loads(model.metadata_props[0].value) | {"classes": []})
     onnx.save(model, tmp_path / "maps.onnx")

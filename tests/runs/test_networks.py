@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from condconv.data import Source, open_source
 from condconv.errors import ArgumentError, DataError
 from condconv.evaluation.evaluate import evaluate
-from condconv.evaluation.latency import latency_ms
+from condconv.evaluation.latency import latencies_ms
 from condconv.evaluation.routing import experts_by_layer
 from condconv.routers import Router, SigmoidGate, SoftmaxGate
 from condconv.runs.building import NetworkBuilder
@@ -81,7 +81,8 @@ def test_evaluation_counts_every_image_once(source: Source) -> None:
     assert int(result.confusion.sum()) == 50
     assert torch.equal(result.confusion[:, 1], source.val.labels.bincount(minlength=10))
     assert result.score == pytest.approx(float((source.val.labels == 1).float().mean()))
-    assert latency_ms(_Constant(), (1, 8, 8), torch.device("cpu")) > 0
+    times = latencies_ms({"one": _Constant(), "other": _Constant()}, (1, 8, 8), torch.device("cpu"))
+    assert times.keys() == {"one", "other"} and min(times.values()) > 0
 
 
 def test_a_width_of_its_own_and_the_one_that_matches_a_conditional_network(source: Source) -> None:
