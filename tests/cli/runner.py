@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from torch.distributed.launcher import LaunchConfig, elastic_launch
 
 from condconv.cli.main import main
 from condconv.runs.metrics import TIMING_COLUMNS
+from condconv.timing import measure
 from condconv.training.checkpoint import CheckpointKeeper
 from condconv.training.module import TrainingModule
 from tests.processes import METHOD, run
@@ -61,7 +63,7 @@ def quick(patch: pytest.MonkeyPatch | None = None) -> None:
     patch.setattr("condconv.benchmarking.rows.BURST_S", 0.0)
     patch.setattr("condconv.exporting.verb._BURST_S", 0.0)
     patch.setattr("condconv.benchmarking.memory.measure", lambda *_: {"total_mb": "1.5"})
-    patch.setattr("condconv.evaluation.latency._LATENCY_PASSES", 1)
+    patch.setattr("condconv.evaluation.latency.measure", functools.partial(measure, quick=True))
     patch.setattr("condconv.evaluation.figures.png", lambda figure: b"")
     patch.setattr("condconv.analysis.report.to_svg", lambda drawn: "<svg></svg>")
 

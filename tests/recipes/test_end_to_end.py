@@ -10,7 +10,7 @@ import yaml
 
 from condconv.cli.main import main
 from condconv.recipes import list_recipes
-from tests.cli.runner import metrics
+from tests.cli.runner import metrics, quick
 from tests.data.writers import jpeg
 
 IMAGENET = [name for name in list_recipes() if name.startswith("imagenet_")]
@@ -46,9 +46,7 @@ def run(recipe: str, data: Path, out: Path, *arguments: str) -> None:
 
 @pytest.mark.parametrize("recipe", QUICK)
 def test_a_few_steps_of_small_images(recipe: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # What takes longest has tests of its own.
-    monkeypatch.setattr("condconv.evaluation.latency._LATENCY_PASSES", 1)
-    monkeypatch.setattr("condconv.evaluation.figures.png", lambda figure: b"")
+    quick(monkeypatch)
     run(recipe, data, tmp_path, "--input-size", "64")
 
 
