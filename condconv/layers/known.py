@@ -31,6 +31,8 @@ class Known(NamedTuple):
     """The one that ran."""
     held: tuple[Tensor | None, ...]
     """The bank's tensors, of which `road` is made."""
+    types: tuple[torch.dtype | None, ...]
+    """Theirs: `tensor.data = …` changes them in place."""
     road: Road | None
     """The whole way from x and coefficients to the output, where it is made of nothing else."""
 
@@ -44,7 +46,11 @@ class Known(NamedTuple):
     def still(self, bank: Bank) -> bool:
         """Whether the bank holds the tensors that `road` was made of."""
         held = bank.held()
-        return len(held) == len(self.held) and all(map(operator.is_, held, self.held))
+        return len(held) == len(self.held) and all(map(operator.is_, held, self.held)) and _types(held) == self.types
+
+
+def _types(held: tuple[Tensor | None, ...]) -> tuple[torch.dtype | None, ...]:
+    return tuple([None if tensor is None else tensor.dtype for tensor in held])
 
 
 def known(
@@ -54,4 +60,5 @@ def known(
     held = bank.held()
     constant = all(any(tensor is own for own in held) for tensor in tensors(lowered) if tensor is not coefficients)
     way = road(lowered, geometry, strategy) if constant else None
-    return Known(x.shape, x.stride(1), x.dtype, x.device, geometry, lowered.form, asked, strategy, held, way)
+    kind = x.shape, x.stride(1), x.dtype, x.device
+    return Known(*kind, geometry, lowered.form, asked, strategy, held, _types(held), way)

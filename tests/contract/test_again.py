@@ -52,6 +52,13 @@ def test_experts_that_have_changed() -> None:
             layer(x)
 
 
+def test_experts_of_another_type() -> None:
+    layer, x, _ = called(ONE, bias=False)
+    layer.bank.weight.data = layer.bank.weight.data.double()
+    with torch.no_grad(), pytest.raises(condconv.ArgumentError, match="is of another type than the experts"):
+        layer(x)
+
+
 @pytest.mark.parametrize("experts", ["learned", "int8"])
 def test_a_bank_that_is_another_one(experts: str) -> None:
     layer, x, y = called(ONE, bias=False)
